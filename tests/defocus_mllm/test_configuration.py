@@ -1,0 +1,62 @@
+"""Configurations refuse what they do not understand, and count tokens in one place."""
+
+import pytest
+
+from defocus_mllm import DefocusConfig, DefocusForImageClassification, DefocusVisionConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decayy": "none"}, r"unknown field 'decayy'; did you mean 'decay'"),
+        ({"hidden_size": 100}, "hidden_size 100 must be a multiple of num_attention_heads 12"),
+        ({"hidden_size": 36}, "must be even"),
+        ({"image_size": 100}, "image_size 100 must be a multiple of patch_size 16"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate must be in"),
+        ({"class_token": False}, "aux_loss='pooled'"),
+        ({"decay": "learned"}, "decay"),
+        ({"hidden_size": "768"}, "hidden_size"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, message):
+    with pytest.raises(Exception, match=message):
+        DefocusVisionConfig(**fields)
+
+
+def test_an_unknown_field_of_the_multimodal_config_is_named():
+    with pytest.raises(ValueError, match="unknown field 'projector_typ'; did you mean 'projector_type'"):
+        DefocusConfig(projector_typ="linear")
+
+
+def test_image_tokens_are_patches_registers_and_class_token():
+    config = DefocusVisionConfig(image_size=64, patch_size=8, num_registers=3)
+    assert config.num_patches == 64
+    assert config.num_image_tokens == 64 + 3 + 1
+    assert DefocusConfig(vision_config=config).num_image_tokens == 68
+    assert DefocusVisionConfig(class_token=False, aux_loss="none").num_image_tokens == 196
+
+
+def test_presets_accept_overrides_and_unknown_names_list_the_known():
+    assert DefocusVisionConfig.from_preset("defocus_vit_small", causal=False).hidden_size == 384
+    with pytest.raises(ValueError, match="defocus_vit_base"):
+        DefocusVisionConfig.from_preset("defocus_vit_huge")
+
+
+def test_base_has_the_published_number_of_parameters():
+    config = DefocusVisionConfig.from_preset("defocus_vit_base", num_labels=1000)
+    model = DefocusForImageClassification(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(87.4e6, rel=2e-3)
+
+
+def test_a_saved_config_comes_back_equal(tmp_path):
+    config = DefocusConfig(
+        vision_config=DefocusVisionConfig.from_preset("defocus_vit_tiny", decay="fixed"),
+        text_config={"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4, "tie_word_embeddings": True},
+        projector_type="linear",
+        image_token_id=7,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = DefocusConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.tie_word_embeddings
+    assert DefocusVisionConfig.from_pretrained(tmp_path).decay == "fixed"
