@@ -1,0 +1,264 @@
+"""The multimodal LLM: De-focus encoder, projector, any decoder-only LLM; pixels and words under one causal mask."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import torch_compilable_check
+from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
+
+from .configuration_defocus import DefocusConfig
+from .modeling_defocus_vision import DefocusVisionModel
+
+
+@dataclass
+class DefocusModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of `DefocusModel`.
+
+    Attributes:
+        image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class DefocusCausalLMOutputWithPast(ModelOutput):
+    """Output of `DefocusForConditionalGeneration`.
+
+    Attributes:
+        loss: cross-entropy of the next token over labels other than -100; scalar.
+        logits: (batch, tokens kept, vocabulary).
+        past_key_values: the cache of the language model.
+        hidden_states, attentions: of the language model, if asked for.
+        image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class DefocusMultiModalProjector(nn.Module):
+    """Maps encoder tokens to word embeddings: (..., vision hidden) to (..., text hidden)."""
+
+    def __init__(self, config: DefocusConfig) -> None:
+        super().__init__()
+        vision_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
+        self.linear_1 = nn.Linear(vision_size, text_size)
+        self.linear_2 = nn.Linear(text_size, text_size) if config.projector_type == "mlp2x_gelu" else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        projected = self.linear_1(hidden_states)
+        return projected if self.linear_2 is None else self.linear_2(nn.functional.gelu(projected))
+
+
+class DefocusPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by the multimodal models."""
+
+    config: DefocusConfig
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012 - Transformers declares these as class attributes
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only the projector and the output layer are ours; the encoder and the language model initialise themselves.
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class DefocusModel(DefocusPreTrainedModel):
+    """Encoder, projector and language model without its output layer."""
+
+    def __init__(self, config: DefocusConfig) -> None:
+        super().__init__(config)
+        # The decay multiplies the logits, which no attention back end but plain PyTorch can do.
+        config.vision_config._attn_implementation = "eager"
+        self.vision_tower = DefocusVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = DefocusMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    @accepts_precomputed_kwargs("image")
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Encode and project images.
+
+        Args:
+            pixel_values: (images, channels, image_size, image_size).
+
+        Returns:
+            The encoder's output, whose `pooler_output` is replaced by a list with one (image tokens, text hidden)
+            tensor per image: patches, registers and class token in this order.
+        """
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        outputs["pooler_output"] = list(self.multi_modal_projector(outputs.last_hidden_state))
+        return outputs
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Return where image tokens go, (batch, tokens, 1), after checking that there are as many as features.
+
+        Raises:
+            ValueError: the number of placeholders differs from the number of image tokens.
+        """
+        if input_ids is None:
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            placeholders = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            placeholders = input_ids == self.config.image_token_id
+        expected = image_features.shape[0]
+        torch_compilable_check(
+            placeholders.sum() == expected,
+            f"the text has {placeholders.sum()} image placeholders but the images give {expected} tokens; "
+            "use one <image> per image and let DefocusProcessor expand it",
+        )
+        return placeholders.unsqueeze(-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> DefocusModelOutputWithPast:
+        """Run the language model over words and image tokens as one causal sequence.
+
+        Args:
+            input_ids: (batch, tokens), `image_token_id` where image tokens go; or `inputs_embeds`.
+            pixel_values: (images, channels, image_size, image_size), in the order of their placeholders.
+            mm_encoder_outputs: {"image": output of `get_image_features`} instead of `pixel_values`.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; placeholders and image tokens differ.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(pixel_values, return_dict=True)
+        image_features = None
+        if images is not None:
+            per_image: list[torch.Tensor] = images["pooler_output"]
+            image_features = torch.cat(per_image).to(inputs_embeds.device, inputs_embeds.dtype)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders, image_features)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return DefocusModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
+    """`DefocusModel` with the output layer: answers questions about images."""
+
+    def __init__(self, config: DefocusConfig) -> None:
+        super().__init__(config)
+        self.model = DefocusModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Decoders name their input embedding differently, so the tie is found rather than written down.
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See `DefocusModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> DefocusCausalLMOutputWithPast:
+        """Predict the next token; see `DefocusModel.forward` for the inputs.
+
+        Args:
+            labels: (batch, tokens), the input ids with -100 where nothing is to be learned; shifted inside.
+            logits_to_keep: how many last positions get logits (0: all), or their indices.
+            num_items_in_batch: divide the summed loss by this number of supervised tokens instead of their count here.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return DefocusCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+__all__ = ["DefocusForConditionalGeneration", "DefocusModel", "DefocusPreTrainedModel"]

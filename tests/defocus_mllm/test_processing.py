@@ -1,0 +1,104 @@
+"""One template renders training and inference; placeholders are expanded and counted; images become pixels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from defocus_mllm import DefocusImageProcessor, DefocusProcessor
+
+ENCODE = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def conversation(image):
+    return [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what color is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": "is it blue?"},
+        {"role": "assistant", "content": "no"},
+    ]
+
+
+def test_the_rendered_conversation(processor, image):
+    assert processor.apply_chat_template(conversation(image)) == (
+        "<s><|user|><image>\nwhat color is it?</s><|assistant|>red</s><|user|>is it blue?</s><|assistant|>no</s>"
+    )
+
+
+def test_the_prompt_of_inference_is_a_prefix_of_what_training_saw(processor, image):
+    whole = processor.apply_chat_template(conversation(image), **ENCODE)["input_ids"][0].tolist()
+    for turns in (1, 3):
+        prompt = processor.apply_chat_template(conversation(image)[:turns], add_generation_prompt=True, **ENCODE)
+        ids = prompt["input_ids"][0].tolist()
+        assert whole[: len(ids)] == ids
+
+
+def test_an_image_after_the_text_stays_after_the_text(processor, image):
+    content = [{"type": "text", "text": "look:"}, {"type": "image", "image": image}]
+    rendered = processor.apply_chat_template([{"role": "user", "content": content}])
+    assert rendered == "<s><|user|>look:\n<image></s>"
+
+
+def test_a_placeholder_becomes_as_many_tokens_as_an_image_has(processor, image):
+    encoded = processor.apply_chat_template(conversation(image), **ENCODE)
+    assert (encoded["input_ids"] == processor.image_token_id).sum() == processor.num_image_tokens
+    assert encoded["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    answers=st.lists(st.sampled_from(["red", "a blue rectangle", "no", "été 日本", "x" * 30]), min_size=1, max_size=4)
+)
+def test_the_assistant_mask_covers_answers_and_ends_of_turn_alone(processor, image, answers):
+    messages = []
+    for index, text in enumerate(answers):
+        picture = [{"type": "image", "image": image}] if index == 0 else []
+        messages += [
+            {"role": "user", "content": [*picture, {"type": "text", "text": f"question {index}?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": text}]},
+        ]
+    encoded = processor.apply_chat_template(messages, return_assistant_tokens_mask=True, **ENCODE)
+    supervised = encoded["input_ids"][encoded["assistant_masks"].bool()]
+    assert processor.tokenizer.decode(supervised) == "".join(f"{text}</s>" for text in answers)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "tool", "content": "x"}], "roles are system, user and assistant, not tool"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "image or text, not audio"),
+    ],
+)
+def test_what_the_template_cannot_render_is_an_error(processor, messages, message):
+    with pytest.raises(Exception, match=message):
+        processor.apply_chat_template(messages)
+
+
+@pytest.mark.parametrize(("text", "count"), [("<image> <image> it?", 1), ("it?", 1)])
+def test_the_number_of_placeholders_must_be_the_number_of_images(processor, image, text, count):
+    with pytest.raises(ValueError, match="image"):
+        processor(images=[image] * count, text=text, return_tensors="pt")
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(tokenizer):
+    tokenizer.image_token = None
+    with pytest.raises(ValueError, match="no token '<picture>'"):
+        DefocusProcessor(DefocusImageProcessor(), tokenizer, image_token="<picture>")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
+def test_every_mode_of_pillow_becomes_three_normalised_channels(mode):
+    processor = DefocusImageProcessor(size={"height": 16, "width": 16})
+    pixels = processor(Image.new("RGB", (9, 30), "white").convert(mode), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 16, 16)
+    torch.testing.assert_close(pixels, torch.ones_like(pixels))  # white is 1 under mean 0.5 and std 0.5
+
+
+def test_pixels_equal_pillows_bicubic_resize():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    pixels = DefocusImageProcessor(size={"height": 16, "width": 16})(image, return_tensors="np")["pixel_values"][0]
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), dtype=np.float32).transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels, expected / 127.5 - 1, atol=1e-5)
