@@ -1,0 +1,52 @@
+"""Where and with what a result was made."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+def describe_environment() -> dict[str, Any]:
+    """The `env` block of results.json."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cuda": torch.version.cuda,
+        "gpu": gpu,
+        "cpu_threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "git": git_commit(Path(__file__).parent),
+        "argv": sys.argv,
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out in `folder` ("-dirty" if tracked files differ), or None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def peak_memory_gb() -> float:
+    """Largest memory use of this process so far in GB (1e9 bytes): on the GPU if one was used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e9
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 1e9

@@ -1,0 +1,158 @@
+"""From requests to answers: the interface the runner needs, and its implementation for Transformers checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+import defocus_mllm  # noqa: F401 (registers the model with the Auto classes)
+from eval.files import sha256_of_files
+from eval.images import ImageCache
+from eval.samples import Prediction
+
+_MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+_FILES_ABOUT_THE_RUN = {"run.json", "data.json"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt for the model: the user's words and the images (absolute paths) that come before them."""
+
+    id: str
+    prompt: str
+    images: tuple[Path, ...]
+
+
+class Generator(Protocol):
+    """What the runner asks of a model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything in the checkpoint that shapes an answer."""
+
+    def describe(self) -> dict[str, Any]:
+        """The `model` block of results.json."""
+
+    def settings(self, max_new_tokens: int) -> dict[str, Any]:
+        """The generation settings; together with checkpoint, prompt and images they determine the answer."""
+
+    def prompt_length(self, prompt: str) -> int:
+        """Number of text tokens of a prompt, the key batches are sorted by."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
+        """Answer a batch, in its order."""
+
+
+class TransformersGenerator:
+    """Greedy generation with any image-text-to-text checkpoint on disk.
+
+    Args:
+        model_dir: folder written by `save_pretrained` of model and processor.
+        device: "cpu", "cuda", ...; None takes the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: `model_dir` is no checkpoint.
+    """
+
+    def __init__(self, model_dir: Path, device: str | None = None) -> None:
+        if not (model_dir / "config.json").is_file():
+            raise FileNotFoundError(f"{model_dir / 'config.json'}: no such file: --model must be a saved model")
+        self.model_dir = model_dir
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processor = AutoProcessor.from_pretrained(model_dir)
+        self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto").eval()
+        self.model.to(device=self.device)
+        self._images = ImageCache()
+        files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
+        self.fingerprint = sha256_of_files(path for path in files if path.name not in _FILES_ABOUT_THE_RUN)
+        self._weights_sha = sha256_of_files(path for path in files if path.suffix == ".safetensors")
+
+    def describe(self) -> dict[str, Any]:
+        """The `model` block of results.json; `params` counts shared weights once."""
+        return {
+            "name": self.model_dir.name,
+            "path": str(self.model_dir),
+            "fingerprint": self.fingerprint,
+            "weights_sha": self._weights_sha,
+            "params": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "attn": self.model.config._attn_implementation,
+            "image_tokens": getattr(self.processor, "num_image_tokens", None),
+        }
+
+    def settings(self, max_new_tokens: int) -> dict[str, Any]:
+        """Greedy search, plus the number format, which decides near ties."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "dtype": dtype}
+
+    def prompt_length(self, prompt: str) -> int:
+        """Number of text tokens; the image tokens and the template add the same to every prompt."""
+        return len(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids)
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
+        """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
+        started = time.perf_counter()
+        inputs = self._encode(requests)
+        end_of_turn = self.processor.tokenizer.eos_token_id
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end_of_turn,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        sequences = self.model.generate(**inputs, generation_config=config)
+        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [
+            self._prediction(request, answer, n_in, end_of_turn, seconds)
+            for request, answer, n_in in zip(requests, answers, lengths, strict=True)
+        ]
+
+    def _encode(self, requests: Sequence[Request]) -> Any:
+        conversations = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "image": self._images.load(path)} for path in request.images),
+                        {"type": "text", "text": request.prompt},
+                    ],
+                }
+            ]
+            for request in requests
+        ]
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        )
+        if not bool(inputs["attention_mask"][:, -1].all()):
+            raise ValueError(f"{self.model_dir}: its processor pads on the right; generation needs left padding")
+        return inputs.to(self.device, dtype=self.model.dtype)
+
+    def _prediction(
+        self, request: Request, answer: list[int], n_in: int, end_of_turn: int, seconds: float
+    ) -> Prediction:
+        finished = end_of_turn in answer
+        tokens = answer[: answer.index(end_of_turn)] if finished else answer
+        return Prediction(
+            id=request.id,
+            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
+            finish="stop" if finished else "length",
+            n_in=n_in,
+            n_out=len(tokens) + finished,
+            secs=round(seconds, 6),
+        )

@@ -1,0 +1,79 @@
+"""The append-only file of finished predictions, from which an interrupted run resumes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from eval.files import json_line, parse_row, write_atomically
+from eval.samples import Prediction
+
+_SECONDS_BETWEEN_SYNCS = 5.0
+
+
+class PredictionJournal:
+    """Predictions on disk as soon as they are made, one JSON line each, flushed after every batch.
+
+    Every line carries the key of what produced it (model, prompt, images, generation settings). On opening, lines with
+    the expected key count as `finished`; a last line torn by a kill is dropped; lines with another key are counted as
+    `stale`, and the old file is kept beside the new one as `*.previous.jsonl`.
+
+    Args:
+        path: the file; created if missing.
+        keys: sample id -> the key an answer must carry to be reused.
+
+    Raises:
+        ValueError: a malformed line before the last one; the message names file and line.
+    """
+
+    def __init__(self, path: Path, keys: Mapping[str, str]) -> None:
+        self._keys = keys
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = _drop_torn_line_and_read(path)
+        fresh = [(prediction, key) for prediction, key in entries if keys.get(prediction.id) == key]
+        self.finished = {prediction.id: prediction for prediction, _ in fresh}
+        self.stale = sum(prediction.id in keys for prediction, _ in entries) - len(fresh)
+        if self.stale:
+            os.replace(path, path.with_suffix(".previous.jsonl"))
+            write_atomically(path, "".join(json_line(prediction.to_row() | {"key": key}) for prediction, key in fresh))
+        self._file = path.open("a", encoding="utf-8")
+        self._synced = time.monotonic()
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Write a batch of predictions and hand it to the operating system (to the disk every few seconds)."""
+        for prediction in predictions:
+            self._file.write(json_line(prediction.to_row() | {"key": self._keys[prediction.id]}))
+            self.finished[prediction.id] = prediction
+        self._file.flush()
+        if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def __enter__(self) -> PredictionJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _drop_torn_line_and_read(path: Path) -> list[tuple[Prediction, str | None]]:
+    """The (prediction, key) pairs of the whole lines; what a kill left after the last newline is cut off."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    *lines, torn = content.split(b"\n")
+    if torn:
+        os.truncate(path, len(content) - len(torn))
+    entries = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        row = parse_row(line, where)
+        entries.append((Prediction.from_row(row, where), row.get("key")))
+    return entries

@@ -1,0 +1,1 @@
+"""Scoring rules as pure functions of (prediction, target)."""

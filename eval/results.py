@@ -1,0 +1,171 @@
+"""From predictions to results.json and samples.jsonl (schema version 1), and to the line a person reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bootstrap import estimate
+from eval.environment import describe_environment
+from eval.files import json_line, sha256_of_json, write_atomically
+from eval.registry import Benchmark
+from eval.samples import BenchmarkData, Prediction, Sample
+
+SCHEMA_VERSION = 1
+
+
+def score_samples(
+    benchmark: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction]
+) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl: each sample that has a prediction, with its scores."""
+    return [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+
+
+def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
+    scores = {metric.name: metric.score(prediction.text, sample) for metric in benchmark.metrics}
+    return {
+        "id": sample.id,
+        "cluster": sample.cluster,
+        "images": list(sample.images),
+        "question": sample.question,
+        "prompt_sha": sha256_of_json(benchmark.prompt(sample))[:12],
+        "target": sample.target,
+        "text": prediction.text,
+        "parsed": benchmark.parse(prediction.text),
+        "score": scores[benchmark.primary_metric],
+        "scores": scores,
+        "categories": dict(sample.categories),
+        "n_in": prediction.n_in,
+        "n_out": prediction.n_out,
+        "secs": prediction.secs,
+        "finish": prediction.finish,
+    }
+
+
+def build_results(
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    rows: Sequence[dict[str, Any]],
+    *,
+    model: dict[str, Any],
+    generation: dict[str, Any] | None,
+    throughput: dict[str, Any] | None,
+    limit: int | None = None,
+    resumed: int = 0,
+) -> dict[str, Any]:
+    """The content of results.json.
+
+    A run over fewer samples than the benchmark has is marked `"partial": true`; its numbers stand under
+    `partial_metrics`, so that nothing that reads `metrics` can mistake them for a result.
+
+    Raises:
+        ValueError: there is not one prediction.
+    """
+    if not rows:
+        raise ValueError(f"{benchmark.name}: no predictions to score")
+    partial = len(rows) != benchmark.n_expected
+    metrics = {
+        metric.name: _estimate(rows, metric.name, benchmark.cluster) | {"primary": metric.primary}
+        for metric in benchmark.metrics
+    }
+    blocks = {
+        "benchmark": _describe_benchmark(benchmark, data, len(rows), limit),
+        "model": model,
+        "protocol": {
+            "mode": "generate",
+            "prompt_id": benchmark.prompt_id,
+            "prompt_sha": sha256_of_json([benchmark.prompt(sample) for sample in data.samples]),
+            "parser": benchmark.parser,
+            "gen": generation,
+        },
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": _run_id(blocks),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "partial": partial,
+        **blocks,
+        "metrics": {} if partial else metrics,
+        **({"partial_metrics": metrics} if partial else {}),
+        "breakdown": {name: _breakdown(benchmark, rows, name) for name in benchmark.breakdowns},
+        "health": _health(rows) | {"resumed": resumed},
+        "throughput": throughput,
+        "env": describe_environment(),
+    }
+
+
+def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit: int | None) -> dict[str, Any]:
+    return {
+        "name": benchmark.name,
+        "split": benchmark.split,
+        "version": benchmark.version,
+        "n": n,
+        "n_expected": benchmark.n_expected,
+        "limit": limit,
+        "fingerprint": data.fingerprint(),
+        "data_root": str(data.root),
+        "reference": benchmark.reference,
+    }
+
+
+def _run_id(blocks: dict[str, Any]) -> str:
+    """Digest of what was measured and how; the same on another machine, where the same things lie in other folders."""
+    benchmark = {name: value for name, value in blocks["benchmark"].items() if name != "data_root"}
+    model = {name: value for name, value in blocks["model"].items() if name not in ("name", "path", "predictions")}
+    return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
+
+
+def _estimate(rows: Sequence[dict[str, Any]], metric: str, cluster_name: str) -> dict[str, Any]:
+    components = np.array([[row["scores"][metric], 1.0] for row in rows])
+    return estimate(components, [row["cluster"] for row in rows], cluster_name=cluster_name)
+
+
+def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The primary metric within each value of a category."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["categories"][name], []).append(row)
+    return {
+        value: {"n": len(group)} | _estimate(group, benchmark.primary_metric, benchmark.cluster)
+        for value, group in sorted(groups.items())
+    }
+
+
+def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "unparsed": sum(row["parsed"] is None for row in rows),
+        "truncated": sum(row["finish"] == "length" for row in rows),
+        "empty": sum(not row["text"].strip() for row in rows),
+        "errors": 0,  # an error ends the run; finished predictions are kept
+    }
+
+
+def write_results(output: Path, results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Write samples.jsonl, then results.json, each atomically: where results.json is, samples.jsonl is whole."""
+    write_atomically(output / "samples.jsonl", "".join(json_line(row) for row in rows))
+    write_atomically(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What the command prints: the headline number with its interval, or for a partial run that there is none."""
+    benchmark, health = results["benchmark"], results["health"]
+    title = f"{benchmark['name']} {benchmark['split']}"
+    if results["partial"]:
+        return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
+    name, metric = next((name, metric) for name, metric in results["metrics"].items() if metric["primary"])
+    lines = [f"{title}: {name} {format_estimate(metric)}, {benchmark['n']:,} samples"]
+    for groups in results["breakdown"].values():
+        lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
+    lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
+    return "\n".join(lines)
+
+
+def format_estimate(metric: dict[str, Any]) -> str:
+    """A share with its interval, in percent."""
+    low, high = metric["ci95"]
+    return f"{100 * metric['value']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"

@@ -1,0 +1,39 @@
+"""A generator that needs no model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from eval.generator import Request
+from eval.samples import Prediction
+
+
+class FakeGenerator:
+    """Answers by a rule, records its batches, and dies before batch `dies_at` as if the power failed."""
+
+    def __init__(self, fingerprint: str = "model-a", dies_at: int | None = None) -> None:
+        self.fingerprint = fingerprint
+        self.batches: list[list[Request]] = []
+        self._dies_at = dies_at
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "fake", "params": 0, "weights_sha": self.fingerprint}
+
+    def settings(self, max_new_tokens: int) -> dict[str, Any]:
+        return {"max_new_tokens": max_new_tokens}
+
+    def prompt_length(self, prompt: str) -> int:
+        return len(prompt.split())
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
+        if len(self.batches) == self._dies_at:
+            raise RuntimeError("killed")
+        self.batches.append(list(requests))
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request: Request) -> Prediction:
+        digest = hashlib.sha256(f"{self.fingerprint}{request.prompt}{request.images[0].name}".encode()).digest()
+        text = "yes" if request.prompt.startswith("is") else ("red", "circle", "fish", "")[digest[0] % 4]
+        return Prediction(request.id, text, finish="stop", n_in=7, n_out=2, secs=0.0)

@@ -1,0 +1,78 @@
+"""Intervals: clusters count, coverage is what it says, the boundary is not certainty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.bootstrap import cluster_sums, estimate, wilson_interval
+
+
+def components(scores: np.ndarray) -> np.ndarray:
+    return np.column_stack([scores, np.ones(len(scores))])
+
+
+@given(scores=st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=60), groups=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_interval_holds_the_mean_and_stays_in_range(scores: list[float], groups: int) -> None:
+    clusters = [str(index % groups) for index in range(len(scores))]
+    result = estimate(components(np.array(scores)), clusters, resamples=200)
+    low, high = result["ci95"]
+    assert result["value"] == pytest.approx(np.mean(scores))
+    assert 0 <= low <= high <= 1
+
+
+def test_cluster_sums_do_not_depend_on_order() -> None:
+    rows = np.array([[1.0, 1], [0, 1], [1, 1]])
+    assert cluster_sums(rows, ["b", "a", "b"]).tolist() == [[0, 1], [2, 2]]
+
+
+def test_same_seed_same_interval() -> None:
+    scores = components(np.random.default_rng(1).integers(0, 2, 300).astype(float))
+    clusters = [str(index // 10) for index in range(300)]
+    assert estimate(scores, clusters) == estimate(scores, clusters)
+
+
+def test_copies_within_a_cluster_add_no_certainty() -> None:
+    scores = np.random.default_rng(0).integers(0, 2, 100).astype(float)
+    alone = estimate(components(scores), [str(index) for index in range(100)])
+    copied = estimate(components(np.repeat(scores, 10)), [str(index // 10) for index in range(1000)])
+    assert copied["se"] == pytest.approx(alone["se"], rel=1e-9)
+    assert copied["se"] == pytest.approx(scores.std() / 10, rel=0.1), "the textbook standard error of a mean"
+
+
+def test_a_ratio_is_resampled_as_a_ratio() -> None:
+    rows = np.random.default_rng(0).integers(1, 5, (50, 2)).astype(float)
+    result = estimate(rows, [str(index) for index in range(50)], statistic=lambda sums: sums[..., 0] / sums[..., 1])
+    assert result["value"] == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum())
+    assert result["ci95"][0] < result["value"] < result["ci95"][1]
+
+
+def test_intervals_cover_the_truth_at_the_nominal_rate() -> None:
+    generator = np.random.default_rng(7)
+    images, questions, hits, trials = 150, 6, 0, 300
+    for _ in range(trials):
+        difficulty = generator.beta(8, 2, size=images)  # mean 0.8, shared by the questions about one image
+        scores = (generator.random((images, questions)) < difficulty[:, None]).astype(float).ravel()
+        clusters = [str(index // questions) for index in range(images * questions)]
+        low, high = estimate(components(scores), clusters, resamples=300)["ci95"]
+        hits += low <= 0.8 <= high
+    assert 0.91 <= hits / trials <= 0.98
+
+
+def test_perfect_score_is_not_certainty() -> None:
+    result = estimate(components(np.ones(250)), [str(index // 10) for index in range(250)])
+    assert result["method"] == "wilson"
+    assert result["se"] is None
+    assert result["ci95"] == [pytest.approx(0.8668, abs=1e-4), 1.0], "25 images, not 250 questions"
+
+
+def test_wilson_interval_of_no_success_in_25() -> None:
+    assert wilson_interval(0, 25) == (0.0, pytest.approx(0.1332, abs=1e-4))
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        estimate(np.zeros((0, 2)), [])

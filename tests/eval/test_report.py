@@ -1,0 +1,86 @@
+"""The report: self-contained, complete, escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the report needs the extra [quickstart]")
+
+from eval.registry import Benchmark
+from eval.report import main
+from eval.run import evaluate
+from tests.eval.fake_generator import FakeGenerator
+
+
+@pytest.fixture
+def evaluation(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> Path:
+    evaluate(benchmark, FakeGenerator(), tmp_path / "eval", data_root)
+    return tmp_path / "eval" / "easy_vqa"
+
+
+@pytest.fixture
+def training_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "stage2"
+    folder.mkdir()
+    rows = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-3} for step in range(10, 60, 10)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = {"status": "complete", "seed": 7, "commit": "abcdef0123456789", "train_seconds": 125.0}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_report(evaluation: Path, *runs: Path) -> str:
+    output = evaluation.parent / "report.html"
+    main(["--evaluation", str(evaluation), "--runs", *map(str, runs), "--output", str(output)])
+    return output.read_text(encoding="utf-8")
+
+
+def test_report_shows_number_runs_and_gallery(evaluation: Path, training_run: Path) -> None:
+    page = write_report(evaluation, training_run)
+    accuracy = json.loads((evaluation / "results.json").read_text())["metrics"]["accuracy"]
+    assert f"<p class='number'>{100 * accuracy['value']:.2f} %</p>" in page
+    assert "2 min 5 s" in page
+    assert "abcdef0123" in page
+    wrong = page.count("data-outcome='wrong'")
+    samples = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text().splitlines()]
+    assert wrong == sum(sample["score"] == 0 for sample in samples) > 0
+    assert page.count("data-outcome='right'") == len(samples) - wrong
+    assert page.index("data-outcome='wrong'") < page.index("data-outcome='right'")
+    assert page.count("class='figure'") == 2
+
+
+def test_report_is_self_contained(evaluation: Path, training_run: Path) -> None:
+    page = write_report(evaluation, training_run)
+    sources = re.findall(r"(?:src|href)\s*=\s*['\"]([^'\"]+)", page)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+
+
+def test_report_is_the_same_every_time(evaluation: Path, training_run: Path) -> None:
+    assert write_report(evaluation, training_run) == write_report(evaluation, training_run)
+
+
+def test_answers_are_escaped(evaluation: Path) -> None:
+    samples = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text().splitlines()]
+    samples[0] |= {"text": "<script>alert(1)</script>", "score": 0.0}
+    (evaluation / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    page = write_report(evaluation)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_partial_run_shows_no_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    evaluate(benchmark, FakeGenerator(), tmp_path / "eval", data_root, limit=20)
+    page = write_report(tmp_path / "eval" / "easy_vqa")
+    assert "partial 20/60" in page
+    assert "class='figure'" not in page
+
+
+def test_missing_run_files_are_named(evaluation: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere/metrics\.jsonl: no such file"):
+        write_report(evaluation, tmp_path / "nowhere")
+    assert not (evaluation.parent / "report.html").exists()

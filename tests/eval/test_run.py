@@ -1,0 +1,169 @@
+"""`eval.run` on a tiny random model: left padding, resumption after a kill, partial runs, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.benchmarks.easy_vqa import BENCHMARK
+from eval.generator import Request, TransformersGenerator
+from eval.registry import Benchmark
+from eval.run import evaluate, main
+from tests.eval.fake_generator import FakeGenerator
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def read_samples(output: Path) -> list[dict]:
+    lines = (output / "easy_vqa" / "samples.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "secs"} for line in lines]
+
+
+@pytest.fixture
+def requests(benchmark: Benchmark, data_root: Path) -> list[Request]:
+    data = BENCHMARK.load(data_root)
+    return [Request(sample.id, sample.question, (data.root / sample.images[0],)) for sample in data.samples]
+
+
+def test_batched_answers_equal_single_answers(model_dir: Path, requests: list[Request]) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    batched = generator.generate(requests, max_new_tokens=8)
+    assert len({request.prompt for request in requests}) > 1
+    assert len({prediction.n_in for prediction in batched}) > 1, "prompts of one length prove nothing about padding"
+    for request, in_batch in zip(requests, batched, strict=True):
+        (alone,) = generator.generate([request], max_new_tokens=8)
+        assert (alone.text, alone.finish, alone.n_in, alone.n_out) == (
+            in_batch.text,
+            in_batch.finish,
+            in_batch.n_in,
+            in_batch.n_out,
+        )
+
+
+def test_answers_depend_on_image_and_question(model_dir: Path, requests: list[Request]) -> None:
+    texts = {prediction.text for prediction in TransformersGenerator(model_dir, "cpu").generate(requests, 8)}
+    assert len(texts) > len({request.prompt for request in requests}), "a model that ignores its input tests nothing"
+
+
+def test_right_padding_is_refused(model_dir: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    render = generator.processor.apply_chat_template
+
+    def pad_right(conversations: list, **kwargs: object) -> object:
+        return render(conversations, **kwargs | {"processor_kwargs": {"padding": True, "padding_side": "right"}})
+
+    monkeypatch.setattr(generator.processor, "apply_chat_template", pad_right)
+    with pytest.raises(ValueError, match="left padding"):
+        generator.generate(requests, 8)
+
+
+def test_killed_run_resumes_to_the_uninterrupted_result(
+    model_dir: Path, benchmark: Benchmark, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    evaluate(benchmark, generator, tmp_path / "straight", data_root, limit=40, batch_size=8)
+
+    batches: list[list[Request]] = []
+    generate = generator.generate
+
+    def dies_in_third_batch(batch: list[Request], max_new_tokens: int) -> list:
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(batch)
+        return generate(batch, max_new_tokens)
+
+    monkeypatch.setattr(generator, "generate", dies_in_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(benchmark, generator, tmp_path / "killed", data_root, limit=40, batch_size=8)
+    monkeypatch.setattr(generator, "generate", generate)
+    journal = tmp_path / "killed" / "easy_vqa" / "predictions.jsonl"
+    torn = journal.read_bytes()[:-20]
+    journal.write_bytes(torn)
+
+    assert not (tmp_path / "killed" / "easy_vqa" / "results.json").exists()
+    evaluate(benchmark, generator, tmp_path / "killed", data_root, limit=40, batch_size=8)
+    results = json.loads((tmp_path / "killed" / "easy_vqa" / "results.json").read_text())
+    assert results["health"]["resumed"] == 15, "two batches of eight, less the torn line"
+    assert read_samples(tmp_path / "killed") == read_samples(tmp_path / "straight")
+
+
+def test_a_killed_run_leaves_no_result_of_an_earlier_model(
+    benchmark: Benchmark, data_root: Path, tmp_path: Path
+) -> None:
+    evaluate(benchmark, FakeGenerator("model-a"), tmp_path, data_root)
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark, FakeGenerator("model-b", dies_at=0), tmp_path, data_root)
+    assert not (tmp_path / "easy_vqa" / "results.json").exists()
+
+
+def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    printed = evaluate(benchmark, FakeGenerator(), tmp_path, data_root, limit=10)
+    assert printed == "easy_vqa test: partial 10/60: no headline number"
+    results = json.loads((tmp_path / "easy_vqa" / "results.json").read_text())
+    assert results["partial"] is True
+    assert results["metrics"] == {}
+    assert "accuracy" in results["partial_metrics"]
+
+
+def test_full_run_after_a_partial_one_has(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    evaluate(benchmark, FakeGenerator(), tmp_path, data_root, limit=10)
+    printed = evaluate(benchmark, FakeGenerator(), tmp_path, data_root)
+    results = json.loads((tmp_path / "easy_vqa" / "results.json").read_text())
+    assert results["health"]["resumed"] == 10
+    assert results["partial"] is False
+    value = sum(sample["score"] for sample in read_samples(tmp_path)) / 60
+    assert results["metrics"]["accuracy"]["value"] == pytest.approx(value)
+    assert printed.startswith(f"easy_vqa test: accuracy {100 * value:.2f} % (95 % interval ")
+    assert set(results["breakdown"]["answer_type"]) == {"yes/no", "colour", "shape"}
+
+
+def test_command_line_by_path(model_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "eval/run.py", "--model", model_dir, "--benchmarks", "easy_vqa", "--output", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    run = [*map(str, command), "--limit", "6", "--device", "cpu"]
+    finished = subprocess.run(run, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == "easy_vqa test: partial 6/9673: no headline number"
+    assert json.loads((tmp_path / "easy_vqa" / "results.json").read_text())["model"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere", "--benchmarks", "easy_vqa", "--output", "out"], "nowhere/config.json: no such file"),
+        (["--model", "nowhere", "--benchmarks", "easy_qva", "--output", "out"], "unknown benchmark 'easy_qva'"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments: list[str], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main(arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--model", "m"], ["--limit", "0"]])
+def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_information:
+        main(arguments)
+    assert exit_information.value.code == 2
+    assert "--" in capsys.readouterr().err
+
+
+def test_list_names_the_data_each_benchmark_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--list"])
+    printed = capsys.readouterr().out
+    assert "easy_vqa (test split, 9,673 samples, headline: accuracy)" in printed
+    assert "questions.json" in printed
+
+
+def test_model_fingerprint_changes_with_the_weights(model_dir: Path, tmp_path: Path) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    with torch.no_grad():
+        generator.model.lm_head.weight[0, 0] += 1
+    generator.model.save_pretrained(tmp_path)
+    generator.processor.save_pretrained(tmp_path)
+    assert TransformersGenerator(tmp_path, "cpu").fingerprint != generator.fingerprint

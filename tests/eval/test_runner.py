@@ -1,0 +1,139 @@
+"""The generation loop with a generator that needs no model: batching, the journal, images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval.generator import Request
+from eval.images import ImageCache, decode_image
+from eval.journal import PredictionJournal
+from eval.registry import Benchmark
+from eval.runner import Answers, generate_answers, length_sorted_batches
+from eval.samples import Prediction
+from tests.eval.fake_generator import FakeGenerator
+
+
+@pytest.fixture
+def journal_path(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "predictions.jsonl"
+
+
+def run(benchmark: Benchmark, data_root: Path, journal: Path, generator: FakeGenerator, batch_size: int = 7) -> Answers:
+    data = benchmark.load(data_root)
+    return generate_answers(benchmark, data.root, data.samples, generator, journal, batch_size)
+
+
+@given(
+    prompts=st.lists(st.text("ab ", min_size=1, max_size=12), max_size=40),
+    batch_size=st.integers(1, 9),
+)
+def test_batches_hold_every_request_once_longest_first(prompts: list[str], batch_size: int) -> None:
+    requests = [Request(str(index), prompt, ()) for index, prompt in enumerate(prompts)]
+    batches = length_sorted_batches(requests, len, batch_size)
+    flat = [request for batch in batches for request in batch]
+    assert sorted(request.id for request in flat) == sorted(request.id for request in requests)
+    assert [len(request.prompt) for request in flat] == sorted((len(prompt) for prompt in prompts), reverse=True)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+def test_predictions_come_back_in_sample_order(benchmark: Benchmark, data_root: Path, journal_path: Path) -> None:
+    answers = run(benchmark, data_root, journal_path, FakeGenerator())
+    assert [prediction.id for prediction in answers.predictions] == [f"test-{index:05d}" for index in range(60)]
+    assert (answers.resumed, answers.generated) == (0, 60)
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 1, 30])
+def test_killed_run_redoes_only_what_is_missing(
+    benchmark: Benchmark, data_root: Path, journal_path: Path, torn_bytes: int
+) -> None:
+    straight = run(benchmark, data_root, journal_path.with_name("straight.jsonl"), FakeGenerator())
+    with pytest.raises(RuntimeError, match="killed"):
+        run(benchmark, data_root, journal_path, FakeGenerator(dies_at=3))
+    content = journal_path.read_bytes()
+    journal_path.write_bytes(content[: len(content) - torn_bytes])
+
+    second = FakeGenerator()
+    resumed = run(benchmark, data_root, journal_path, second, batch_size=4)
+    assert resumed.resumed == 21 - (torn_bytes > 0)
+    assert sum(map(len, second.batches)) == 60 - resumed.resumed
+    assert resumed.predictions == straight.predictions
+    assert run(benchmark, data_root, journal_path, FakeGenerator()).resumed == 60
+
+
+def test_another_model_redoes_everything_and_keeps_the_old_file(
+    benchmark: Benchmark, data_root: Path, journal_path: Path
+) -> None:
+    run(benchmark, data_root, journal_path, FakeGenerator("model-a"))
+    before = journal_path.read_text()
+    answers = run(benchmark, data_root, journal_path, FakeGenerator("model-b"))
+    assert (answers.resumed, answers.stale) == (0, 60)
+    assert journal_path.with_name("predictions.previous.jsonl").read_text() == before
+    assert len(journal_path.read_text().splitlines()) == 60
+
+
+def test_a_changed_image_is_asked_again(benchmark: Benchmark, data_root: Path, journal_path: Path) -> None:
+    run(benchmark, data_root, journal_path, FakeGenerator())
+    Image.new("RGB", (64, 64)).save(data_root / "easy_vqa" / "test" / "images" / "3.png")
+    answers = run(benchmark, data_root, journal_path, FakeGenerator())
+    assert (answers.resumed, answers.stale) == (55, 5)
+
+
+def test_missing_images_are_all_found_before_the_first_batch(
+    benchmark: Benchmark, data_root: Path, journal_path: Path
+) -> None:
+    for number in (4, 7):
+        (data_root / "easy_vqa" / "test" / "images" / f"{number}.png").unlink()
+    generator = FakeGenerator()
+    with pytest.raises(FileNotFoundError, match=r"2 images are missing: .*images/4\.png, .*images/7\.png"):
+        run(benchmark, data_root, journal_path, generator)
+    assert generator.batches == []
+
+
+def test_a_batch_is_on_disk_before_the_next_begins(journal_path: Path) -> None:
+    with PredictionJournal(journal_path, {"a": "k"}) as journal:
+        journal.append([Prediction("a", "yes")])
+        assert json.loads(journal_path.read_text())["text"] == "yes"
+
+
+def test_malformed_journal_line_is_named(journal_path: Path) -> None:
+    journal_path.parent.mkdir()
+    journal_path.write_text('{"id": "a", "text": "yes", "key": "k"}\n{"id": \n{"id": "b", "text": "no", "key": "k"}\n')
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2: malformed JSON"):
+        PredictionJournal(journal_path, {"a": "k", "b": "k"})
+
+
+@given(text=st.text())
+def test_any_text_survives_the_journal(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("journal") / "predictions.jsonl"
+    with PredictionJournal(path, {"a": "k"}) as journal:
+        journal.append([Prediction("a", text)])
+    with PredictionJournal(path, {"a": "k"}) as journal:
+        assert journal.finished == {"a": Prediction("a", text)}
+    assert json.loads(path.read_text(encoding="utf-8"))["key"] == "k"
+
+
+def test_corrupt_image_is_named(data_root: Path) -> None:
+    path = data_root / "easy_vqa" / "test" / "images" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"images/0\.png: cannot be decoded"):
+        decode_image(path)
+
+
+def test_images_are_decoded_once_within_the_budget(data_root: Path) -> None:
+    folder = data_root / "easy_vqa" / "test" / "images"
+    cache = ImageCache(byte_budget=2 * 64 * 64 * 3)
+    first = cache.load(folder / "0.png")
+    assert cache.load(folder / "0.png") is first
+    cache.load(folder / "1.png")
+    assert cache.load(folder / "0.png") is first
+    cache.load(folder / "2.png")  # 1 leaves: 0 was used later
+    assert cache.load(folder / "0.png") is first
+    cache.load(folder / "1.png")
+    cache.load(folder / "2.png")
+    assert cache.load(folder / "0.png") is not first

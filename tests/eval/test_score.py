@@ -1,0 +1,71 @@
+"""Scoring a predictions file without a model, and the frame around the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.console import run_script
+from eval.registry import Benchmark
+from eval.run import evaluate
+from eval.score import main, score_file
+from tests.eval.fake_generator import FakeGenerator
+
+
+@pytest.fixture
+def predictions(benchmark: Benchmark, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("eval.score.get_benchmark", lambda name: benchmark)
+    evaluate(benchmark, FakeGenerator(), tmp_path / "run", data_root)
+    return tmp_path / "run" / "easy_vqa" / "predictions.jsonl"
+
+
+def test_score_gives_the_metrics_of_the_run(predictions: Path, data_root: Path, tmp_path: Path) -> None:
+    printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    scored = json.loads((tmp_path / "scored" / "results.json").read_text())
+    run = json.loads((predictions.parent / "results.json").read_text())
+    for block in ("metrics", "breakdown", "benchmark", "partial"):
+        assert scored[block] == run[block]
+    assert printed.startswith("easy_vqa test: accuracy ")
+    assert (tmp_path / "scored" / "samples.jsonl").read_text() == (predictions.parent / "samples.jsonl").read_text()
+
+
+def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_root: Path, tmp_path: Path) -> None:
+    predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:-1]))
+    printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    assert printed == "easy_vqa test: partial 59/60: no headline number"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "test-00000", "text": "no"}', "record 61: a second prediction for 'test-00000'"),
+        ('{"id": "test-99999", "text": "no"}', "record 61: 'test-99999' is no sample"),
+        ('{"id": "test-00000"}', "record 61: 'text' must be a string"),
+        ("[1]", "line 61: expected a JSON object"),
+    ],
+)
+def test_bad_records_are_named(predictions: Path, data_root: Path, tmp_path: Path, line: str, message: str) -> None:
+    predictions.write_text(predictions.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    assert not (tmp_path / "scored").exists()
+
+
+def test_user_errors_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--benchmark", "easy_vqa", "--predictions", str(tmp_path / "none.jsonl"), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_information:
+        run_script(lambda: main(arguments))
+    assert exit_information.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none.jsonl'}: no such file\n"
+
+
+def test_interruption_is_not_success(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_information:
+        run_script(interrupted)
+    assert exit_information.value.code == 130
+    assert "resumes" in capsys.readouterr().err
