@@ -1,0 +1,56 @@
+"""A user's mistake is one line and exit code 2; a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from training.console import run_script
+
+
+def fail_with(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("data.json[3]: no image\nadd one"),
+        FileNotFoundError("data.json[3]: no image add one"),
+        OSError(errno.ENOSPC, "data.json[3]: no image add one"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(error, capsys, monkeypatch):
+    monkeypatch.delenv("DEFOCUS_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        run_script(fail_with(error))
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.endswith("data.json[3]: no image add one\n")
+    assert printed.err.count("\n") == 1
+
+
+def test_debug_keeps_the_traceback(monkeypatch):
+    monkeypatch.setenv("DEFOCUS_DEBUG", "1")
+    with pytest.raises(ValueError, match="bad field"):
+        run_script(fail_with(ValueError("bad field")))
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), OSError(errno.EPIPE, "pipe")])
+def test_bugs_are_not_hidden(error):
+    with pytest.raises(type(error)):
+        run_script(fail_with(error))
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_the_exit_code_is_what_main_returns(returned, code):
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda: returned)
+    assert stopped.value.code == code

@@ -1,0 +1,183 @@
+"""What a stage trains on: one example out of a conversation, a batch out of examples, and a look at both.
+
+Rules: only answers and the end of turn behind each are learnt; a conversation that is too long loses whole trailing
+question/answer pairs, never its image or half an answer; whatever is dropped is counted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from training.conversations import Conversation, Message
+from training.encoding import IGNORED, Example, SupervisionError, encoder_for, message_parts
+from training.sampling import mix_seed
+
+
+def encode_conversation(processor: Any, messages: list[Message], record: str = "the conversation") -> Example:
+    """One training example.
+
+    Args:
+        processor: a `DefocusProcessor`.
+        messages: Hugging Face structured messages; image parts hold a path or a PIL image under "image".
+        record: how an error calls the conversation.
+
+    Returns `input_ids`, `attention_mask` and `labels`, each (tokens,), and, if there are images, `pixel_values`
+    (images, 3, height, width). Labels are the token itself in answers and the end of turn behind each, -100
+    elsewhere. Raises SupervisionError if nothing is supervised, ImageError or FileNotFoundError for a bad image; all
+    name `record`.
+    """
+    return encoder_for(processor).encode(messages, record)
+
+
+def describe_supervision(processor: Any, example: Example) -> str:
+    """The example as text, what is learnt in `[[...]]`, repeated image tokens counted: for the log."""
+    ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
+    pieces: list[str] = []
+    begin = 0
+    for end in range(1, len(ids) + 1):
+        kind = _kind(processor, ids[begin], labels[begin])
+        if end < len(ids) and _kind(processor, ids[end], labels[end]) == kind:
+            continue
+        text = processor.tokenizer.decode(ids[begin:end])
+        if kind == "image":
+            text = f"{processor.image_token} x {end - begin}"
+        pieces.append(f"[[{text}]]" if kind == "supervised" else text)
+        begin = end
+    supervised = sum(label != IGNORED for label in labels)
+    pictures = tuple(example["pixel_values"].shape) if "pixel_values" in example else "none"
+    return f"{len(ids)} tokens, {supervised} supervised (in [[...]]), pixel values {pictures}\n{''.join(pieces)}"
+
+
+def _kind(processor: Any, token_id: int, label: int) -> str:
+    if token_id == processor.image_token_id:
+        return "image"
+    return "context" if label == IGNORED else "supervised"
+
+
+def conversation_lengths(processor: Any, conversations: Sequence[Conversation]) -> list[int]:
+    """Tokens of each conversation, image tokens included, without opening an image."""
+    encoder = encoder_for(processor)
+    return [encoder.count_tokens(conversation.messages, conversation.record) for conversation in conversations]
+
+
+class ConversationCollator:
+    """Conversations to one right-padded batch.
+
+    Args:
+        processor: a `DefocusProcessor`.
+        shuffle_turns: put the question/answer pairs of a conversation in a new order each time; the image stays in
+            front. Conversations with a picture elsewhere than before the first question keep their order.
+        max_turns: at most so many pairs of a conversation (after shuffling); None for all.
+        max_length: at most so many tokens of a conversation, image tokens included; None for no limit.
+        seed: with (epoch, index) of a sample it decides the order of its pairs, whatever the batch and the process.
+
+    Raises ValueError naming the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        shuffle_turns: bool = False,
+        max_turns: int | None = None,
+        max_length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("max_turns", max_turns), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or None, not {value}")
+        self.pad_token_id = processor.tokenizer.pad_token_id
+        if self.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token; set one, different from the end of turn")
+        self.processor = processor
+        self.shuffle_turns, self.max_turns, self.max_length, self.seed = shuffle_turns, max_turns, max_length, seed
+        self.counts: Counter[str] = Counter()
+        """Pairs left out (`over_max_turns`, `over_max_length`) and conversations that could not be shuffled
+        (`kept_in_order`), over all calls in this process."""
+
+    def __call__(
+        self, conversations: Sequence[Conversation], keys: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """A batch of `conversations`; `keys` are their (epoch, index), needed for `shuffle_turns`.
+
+        Returns `input_ids`, `attention_mask`, `labels` (batch, tokens), padded on the right, and, if there are images,
+        `pixel_values` (all images in order of their placeholders, 3, height, width). Raises SupervisionError naming a
+        conversation whose first pair alone is longer than `max_length`, or that has nothing to learn.
+        """
+        if self.shuffle_turns and keys is None:
+            raise ValueError("shuffle_turns needs the keys, (epoch, index) of each conversation")
+        examples = []
+        for position, conversation in enumerate(conversations):
+            messages = self.choose_turns(conversation, keys[position] if keys is not None else None)
+            examples.append(encode_conversation(self.processor, messages, conversation.record))
+        padding = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        batch = {
+            name: pad_sequence([example[name] for example in examples], batch_first=True, padding_value=value)
+            for name, value in padding.items()
+        }
+        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
+        if pictures:
+            batch["pixel_values"] = torch.cat(pictures)
+        return batch
+
+    def choose_turns(self, conversation: Conversation, key: tuple[int, int] | None = None) -> list[Message]:
+        """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
+        system, pairs = _split_pairs(conversation)
+        if self.shuffle_turns and key is not None and len(pairs) > 1:
+            pairs = self._shuffle(pairs, key)
+        if self.max_turns is not None and len(pairs) > self.max_turns:
+            self.counts["over_max_turns"] += len(pairs) - self.max_turns
+            pairs = pairs[: self.max_turns]
+        if self.max_length is not None:
+            pairs = self._cut_to_length(system, pairs, conversation.record)
+        return system + [message for pair in pairs for message in pair]
+
+    def _shuffle(self, pairs: list[list[Message]], key: tuple[int, int]) -> list[list[Message]]:
+        pictures, first_question = _split_leading_images(pairs[0][0])
+        questions = [first_question, *(pair[0] for pair in pairs[1:])]
+        if any(part["type"] == "image" for question in questions for part in message_parts(question)):
+            self.counts["kept_in_order"] += 1
+            return pairs
+        order = list(range(len(pairs)))
+        random.Random(mix_seed(self.seed, *key)).shuffle(order)
+        shuffled = [[questions[index], *pairs[index][1:]] for index in order]
+        front = shuffled[0][0]
+        shuffled[0] = [front | {"content": pictures + message_parts(front)}, *shuffled[0][1:]]
+        return shuffled
+
+    def _cut_to_length(self, system: list[Message], pairs: list[list[Message]], record: str) -> list[list[Message]]:
+        assert self.max_length is not None
+        encoder = encoder_for(self.processor)
+        for kept in range(len(pairs), 0, -1):
+            messages = system + [message for pair in pairs[:kept] for message in pair]
+            length = encoder.count_tokens(messages, record)
+            if length <= self.max_length:
+                self.counts["over_max_length"] += len(pairs) - kept
+                return pairs[:kept]
+        raise SupervisionError(
+            f"{record}: its first question and answer take {length} tokens, more than max_length {self.max_length};"
+            f" raise max_length to {length} or remove the record"
+        )
+
+
+def _split_pairs(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:
+    """The system message, if any, and the (question, answer) pairs."""
+    messages = conversation.messages
+    system = messages[:1] if messages and messages[0]["role"] == "system" else []
+    dialogue = messages[len(system) :]
+    roles = [message["role"] for message in dialogue]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise SupervisionError(f"{conversation.record}: user and assistant must take turns, user first, assistant last")
+    return system, [dialogue[start : start + 2] for start in range(0, len(dialogue), 2)]
+
+
+def _split_leading_images(question: Message) -> tuple[list[dict[str, Any]], Message]:
+    """The images before the question's first text, and the question without them."""
+    parts = message_parts(question)
+    count = next((index for index, part in enumerate(parts) if part["type"] != "image"), 0)
+    return parts[:count], question | {"content": parts[count:]}
