@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers.utils import logging as transformers_logging
 
 from .configuration_defocus import DefocusConfig
+from .images import load_image
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -48,8 +49,8 @@ class ChatSession:
         self.messages: list[dict[str, Any]] = []
 
     def show(self, path: str | Path) -> None:
-        """Look at the image at `path` and start over. Raises what `open_image` raises, and then changes nothing."""
-        self.image = open_image(path)
+        """Look at the image at `path` and start over. Raises what `load_image` raises, and then changes nothing."""
+        self.image = load_image(path)
         self.reset()
 
     def reset(self) -> None:
@@ -100,24 +101,6 @@ class ChatSession:
             )
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read a whole image file, turned upright; its colours are the image processor's business.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, or a damaged or an unreasonably large one.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-
-
 def load_model(directory: str | Path) -> tuple[Any, Any]:
     """Load a multimodal model and its processor from a directory that `save_pretrained` wrote, without any network.
 
@@ -161,7 +144,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_chat(arguments: argparse.Namespace) -> None:
     """Talk about an image: one question (`--prompt`), a terminal conversation, or one question a line from a pipe."""
-    image = open_image(arguments.image)  # before the model: a typo should not cost the loading time
+    image = load_image(arguments.image)  # before the model: a typo should not cost the loading time
     model, processor = load_model(arguments.model)
     session = ChatSession(model, processor, arguments.max_new_tokens)
     session.image = image

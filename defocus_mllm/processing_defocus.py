@@ -14,7 +14,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- else -%}
 {%- for part in content -%}
 {%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
-{%- if part['type'] == 'image' -%}{{ image_token }}{%- elif part['type'] == 'text' -%}{{ part['text'] }}
+{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- elif part['type'] == 'text' -%}{{ part['text'] }}
 {%- else -%}{{ raise_exception('content parts must be of type image or text, not ' ~ part['type']) }}
 {%- endif -%}
 {%- endfor -%}
@@ -58,7 +58,8 @@ class DefocusProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id in (None, tokenizer.unk_token_id):
             raise ValueError(f"the tokenizer has no token {self.image_token!r}; add it as a special token")
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or DEFAULT_CHAT_TEMPLATE)
+        template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", self.image_token)
+        super().__init__(image_processor, tokenizer, chat_template=template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return the placeholders that stand for image `image_idx` in the text."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from defocus_mllm.images import load_image
+
 _BYTE_BUDGET = 512 * 2**20
 _NAMES_SHOWN = 5
 
@@ -21,11 +23,11 @@ class ImageCache:
         self._images: OrderedDict[Path, Image.Image] = OrderedDict()
 
     def load(self, path: Path) -> Image.Image:
-        """The image at `path`, in the mode of its file (the processor converts it, as it does for every other user)."""
+        """The image at `path`, 8-bit RGB. Raises what `load_image` raises."""
         if path in self._images:
             self._images.move_to_end(path)
             return self._images[path]
-        image = decode_image(path)
+        image = load_image(path)
         self._images[path] = image
         self._bytes_held += _size_in_bytes(image)
         while self._bytes_held > self._byte_budget and len(self._images) > 1:
@@ -36,20 +38,6 @@ class ImageCache:
 
 def _size_in_bytes(image: Image.Image) -> int:
     return image.width * image.height * len(image.getbands())
-
-
-def decode_image(path: Path) -> Image.Image:
-    """Decode a whole image file.
-
-    Raises:
-        ValueError: not an image, truncated, or too large to be meant; the message names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({error}); restore the benchmark's file") from error
 
 
 def check_images_exist(paths: Iterable[Path]) -> None:

@@ -21,8 +21,9 @@ import torch
 from jinja2.exceptions import TemplateError
 from PIL import Image
 
+from defocus_mllm.images import ImageError
 from training.conversations import Message
-from training.images import ImageError, PixelLoader
+from training.images import PixelLoader
 
 IGNORED = -100
 """Label of a token that is not learnt."""

@@ -82,6 +82,12 @@ def test_the_number_of_placeholders_must_be_the_number_of_images(processor, imag
         processor(images=[image] * count, text=text, return_tensors="pt")
 
 
+def test_another_image_token_is_rendered_too(tokenizer, image):
+    tokenizer.add_special_tokens({"image_token": "<picture>"}, replace_extra_special_tokens=False)
+    processor = DefocusProcessor(DefocusImageProcessor(), tokenizer, image_token="<picture>")
+    assert processor.apply_chat_template(conversation(image)).startswith("<s><|user|><picture>\nwhat")
+
+
 def test_a_tokenizer_without_the_image_token_is_refused(tokenizer):
     tokenizer.image_token = None
     with pytest.raises(ValueError, match="no token '<picture>'"):

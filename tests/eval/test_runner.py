@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval.generator import Request
-from eval.images import ImageCache, decode_image
+from eval.images import ImageCache
 from eval.journal import PredictionJournal
 from eval.registry import Benchmark
 from eval.runner import Answers, generate_answers, length_sorted_batches
@@ -121,8 +121,8 @@ def test_any_text_survives_the_journal(text: str, tmp_path_factory: pytest.TempP
 def test_corrupt_image_is_named(data_root: Path) -> None:
     path = data_root / "easy_vqa" / "test" / "images" / "0.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"images/0\.png: cannot be decoded"):
-        decode_image(path)
+    with pytest.raises(ValueError, match=r"images/0\.png is truncated or corrupt"):
+        ImageCache().load(path)
 
 
 def test_images_are_decoded_once_within_the_budget(data_root: Path) -> None:

@@ -1,0 +1,63 @@
+"""Pictures from disk: opened by content, made 8-bit RGB in one documented way, with errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded: a few kilobytes of PNG can ask for gigabytes of memory."""
+
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message names the file and says why."""
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The picture in `path` as 8-bit RGB.
+
+    The format is told by content, whatever the file's name; of an animation the first frame counts. The orientation
+    that cameras write into EXIF is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits.
+    Raises FileNotFoundError, or `ImageError` if the file is no picture, is truncated or corrupt, has more than
+    `MAX_PIXELS` pixels, or holds 32-bit values, whose range nobody knows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist")
+    try:
+        with Image.open(path) as image:
+            _check_size(image, path)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {path} is too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"image {path} is not a picture that Pillow can read; replace or remove it") from error
+    except Exception as error:  # decoders report damage with whatever exception their parser runs into
+        raise ImageError(f"image {path} is truncated or corrupt ({error}); replace or remove it") from error
+    return _to_rgb(upright, path)
+
+
+def _check_size(image: Image.Image, path: Path) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"image {path} has {width} x {height} pixels, more than {MAX_PIXELS}; scale it down first")
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ImageError(f"image {path} has 32-bit values (mode {image.mode}) of unknown range; convert it to 8 bits")
+    if image.mode in _SIXTEEN_BIT_MODES:
+        grey = numpy.asarray(image).astype(numpy.float64) / 257  # 65535 / 257 == 255
+        image = Image.fromarray(numpy.rint(grey).astype(numpy.uint8))
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
