@@ -1,0 +1,253 @@
+"""Arguments of the training scripts: one dataclass a stage, a docstring under each field, checked when built.
+
+Values come from a YAML recipe and the command line; see `training.argument_parsing`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+COMPONENTS = ("projector", "language_model", "vision_tower")
+
+
+class JsonDict(dict[str, Any]):
+    """A dictionary field: a mapping in YAML, JSON text on the command line."""
+
+    def __init__(self, value: Any = "{}") -> None:
+        parsed = json.loads(value) if isinstance(value, str) else dict(value)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"expected a JSON object such as '{{\"hidden_size\": 96}}', got {value!r}")
+        super().__init__(parsed)
+
+
+@dataclass
+class CommonArguments:
+    """What every stage has."""
+
+    output_dir: str = ""
+    """Folder of this run: the trained model, checkpoints/, run.json and metrics.jsonl."""
+    seed: int = 0
+    """Seed of initialisation, order of the data, augmentation and dropout."""
+    num_train_epochs: float = 1.0
+    """Passes over the training data; a fraction is allowed."""
+    max_steps: int = -1
+    """If positive: the number of optimizer steps, instead of num_train_epochs."""
+    global_batch_size: int = 32
+    """Samples an optimizer step learns from, over all processes; the same on one GPU and on eight."""
+    per_device_batch_size: int = 0
+    """Samples a process takes at once (0: as many as fit the global batch); the rest is accumulated."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float = 0.0
+    """Where the cosine ends."""
+    warmup_ratio: float = 0.03
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """AdamW weight decay; vectors, biases and the band-pass filter's parameters never get any."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 turns it off."""
+    adam_beta1: float = 0.9
+    """First moment's decay."""
+    adam_beta2: float = 0.999
+    """Second moment's decay."""
+    ema_decay: float = 0.0
+    """If positive: an exponential moving average of the weights is kept and is what the run ends with."""
+    logging_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_steps: int = 0
+    """Steps between checkpoints; 0 saves the model once, at the end."""
+    save_total_limit: int = 2
+    """Checkpoints kept; 0 keeps all."""
+    resume: bool = True
+    """Continue from the newest valid checkpoint in output_dir if there is one; false: output_dir must be empty."""
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches; 0 does it between the steps."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16 computes in bfloat16 and keeps the weights in float32."""
+    cpu: bool = False
+    """Stay on the CPU even if there is a GPU."""
+    dry_run: bool = False
+    """Check everything, do one forward and backward pass, save and load the model, and leave nothing behind."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.output_dir), "output_dir: required, the folder of this run")
+        for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps"):
+            require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
+        for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "save_steps", "save_total_limit", "seed"):
+            require(getattr(self, name) >= 0, f"{name}: must not be negative, got {getattr(self, name)}")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"{name}: must lie in [0, 1), got {getattr(self, name)}")
+        require(self.max_steps == -1 or self.max_steps > 0, f"max_steps: must be -1 or positive, got {self.max_steps}")
+        require(self.dataloader_num_workers >= 0, "dataloader_num_workers: must not be negative")
+        require(self.per_device_batch_size >= 0, "per_device_batch_size: must not be negative")
+        require(
+            self.min_learning_rate <= self.learning_rate,
+            f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}",
+        )
+
+
+@dataclass
+class Stage0VisionArguments(CommonArguments):
+    """Stage 0, vision: the encoder learns to classify images (main and auxiliary loss, scheduled drop path)."""
+
+    task: Literal["classification", "language"] = "classification"
+    """Which half of stage 0 this is."""
+    data: str = ""
+    """metadata.jsonl of a folder of images (Hugging Face ImageFolder convention, with `label` or `labels`)."""
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
+    check_images: int = 10_000
+    """Images decoded before training starts, evenly spaced over the data; a corrupt one found later stops the run."""
+    vision_config: JsonDict = field(default_factory=JsonDict)
+    """Fields of DefocusVisionConfig; "preset" names a preset they override."""
+    min_drop_path_rate: float = 0.0
+    """Drop path rate of the deepest block in the first epoch; grows linearly from epoch to epoch."""
+    drop_path_rate: float = 0.0
+    """Drop path rate of the deepest block in the last epoch."""
+    horizontal_flip: float = 0.5
+    """Probability of mirroring an image left to right."""
+    vertical_flip: float = 0.0
+    """Probability of mirroring an image top to bottom; for images without an up and a down."""
+    max_shift: int = 0
+    """Shift each image by up to this many pixels in both directions (edges repeated)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.task == "classification", "task: this is the classification half of stage 0")
+        require(bool(self.data), "data: required, the metadata.jsonl of a folder of images")
+        require(self.max_shift >= 0, f"max_shift: must not be negative, got {self.max_shift}")
+        for name in ("horizontal_flip", "vertical_flip"):
+            require(0 <= getattr(self, name) <= 1, f"{name}: must be a probability, got {getattr(self, name)}")
+        require(
+            0 <= self.min_drop_path_rate <= self.drop_path_rate < 1,
+            "drop_path_rate: 0 <= min_drop_path_rate <= drop_path_rate < 1 is needed, got "
+            f"{self.min_drop_path_rate} and {self.drop_path_rate}",
+        )
+
+
+@dataclass
+class Stage0LanguageArguments(CommonArguments):
+    """Stage 0, language: a small language model learns its first words where no pre-trained one is given."""
+
+    task: Literal["classification", "language"] = "language"
+    """Which half of stage 0 this is."""
+    text: str = ""
+    """UTF-8 text, one sample a line."""
+    tokenizer: str = ""
+    """Folder of a trained tokenizer; empty: one is trained on `text`."""
+    vocab_size: int = 0
+    """Size of the vocabulary of a tokenizer trained here."""
+    text_config: JsonDict = field(default_factory=JsonDict)
+    """Configuration of any decoder-only model of Transformers: "model_type" and its fields."""
+    max_length: int = 256
+    """Longest sample in tokens; longer lines are an error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.task == "language", "task: this is the language half of stage 0")
+        require(bool(self.text), "text: required, a text file with one sample a line")
+        require(bool(self.tokenizer) or self.vocab_size > 0, "vocab_size: required unless `tokenizer` names a folder")
+        require(
+            not (self.tokenizer and self.vocab_size),
+            "vocab_size: a tokenizer is given, which has its own vocabulary; leave one of the two out",
+        )
+        require("model_type" in self.text_config, 'text_config: "model_type" is missing, for example "llama"')
+        require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
+
+
+@dataclass
+class MultimodalArguments(CommonArguments):
+    """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
+
+    model: str = ""
+    """Folder of a De-focus MLLM to continue from (for example stage 1's output_dir)."""
+    vision_model: str = ""
+    """Folder of a vision encoder (stage 0's output_dir); with language_model, instead of model."""
+    language_model: str = ""
+    """Folder of a causal language model with its tokenizer; with vision_model, instead of model."""
+    projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    """What stands between encoder and language model, when they are put together here."""
+    data: str = ""
+    """Conversations in LLaVA format, JSON or JSON Lines."""
+    image_root: str = ""
+    """Folder the conversations' image paths start from; empty: the folder of `data`."""
+    train: list[str] = field(default_factory=lambda: ["projector"])
+    """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
+    vision_learning_rate: float = 0.0
+    """Peak learning rate of the vision tower if it is trained; 0 means learning_rate."""
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
+    check_images: int = 10_000
+    """Images decoded before training starts, evenly spaced over the data; a corrupt one found later stops the run."""
+    max_length: int = 2048
+    """Longest conversation in tokens, image tokens included; whole turns are dropped from the end and counted."""
+    shuffle_turns: bool = False
+    """Put the question-answer pairs about an image in a new random order each epoch."""
+    max_turns: int = 0
+    """Question-answer pairs of a conversation used at once; 0 uses all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.data), "data: required, a file of conversations")
+        parts = bool(self.vision_model) + bool(self.language_model)
+        require(
+            parts == 0 if self.model else parts == 2,
+            "model: give either model, or both vision_model and language_model",
+        )
+        for name in self.train:
+            require(name in COMPONENTS, f"train: unknown component {name!r}; choose from {', '.join(COMPONENTS)}")
+        require(bool(self.train), f"train: nothing to train; choose from {', '.join(COMPONENTS)}")
+        require(self.vision_learning_rate >= 0, "vision_learning_rate: must not be negative")
+        require(
+            not self.vision_learning_rate or "vision_tower" in self.train,
+            "vision_learning_rate: set, but `train` does not name vision_tower",
+        )
+        require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
+        require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
+
+
+@dataclass
+class Stage1Arguments(MultimodalArguments):
+    """Stage 1, alignment: the projector learns on captions."""
+
+
+@dataclass
+class Stage2Arguments(MultimodalArguments):
+    """Stage 2, instruction tuning: projector and language model learn on conversations."""
+
+    train: list[str] = field(default_factory=lambda: ["projector", "language_model"])
+    """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
+
+
+@dataclass
+class EvaluationArguments:
+    """Section `evaluation` of a recipe: what the pipeline asks of `python -m eval.run`."""
+
+    benchmarks: str = "easy_vqa"
+    """Names of benchmarks, separated by commas."""
+    batch_size: int = 0
+    """Questions answered at once; 0 leaves it to eval.run."""
+    limit: int = 0
+    """Evaluate only the first questions (no headline number then); 0 evaluates all."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 0, f"batch_size: must not be negative, got {self.batch_size}")
+        require(self.limit >= 0, f"limit: must not be negative, got {self.limit}")
+
+
+SECTIONS: dict[str, type] = {
+    "stage0_language": Stage0LanguageArguments,
+    "stage0_vision": Stage0VisionArguments,
+    "stage1": Stage1Arguments,
+    "stage2": Stage2Arguments,
+    "evaluation": EvaluationArguments,
+}
+"""Section of a recipe -> the arguments it holds."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)

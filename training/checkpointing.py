@@ -1,0 +1,234 @@
+"""Checkpoints that are whole or absent: written beside their place, verified by hash, then renamed into it.
+
+output_dir/checkpoints/step-000123/
+    config.json, model.safetensors, tokenizer.json, ...   what `save_pretrained` writes: loads with `from_pretrained`
+    training_state.pt                                      optimizer, EMA, random state, position
+    manifest.json                                          size and SHA-256 of every file above
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import nn
+
+from training.files import (
+    PARTIAL_PREFIX,
+    explain_write_error,
+    file_sha256,
+    remove_partial_work,
+    synchronise_directory,
+    synchronise_tree,
+    write_json_atomically,
+)
+
+MANIFEST = "manifest.json"
+TRAINING_STATE = "training_state.pt"
+STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names it and why."""
+
+
+class Savable(Protocol):
+    """Anything with `save_pretrained`: a model, a tokenizer, an image processor, a processor."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], /) -> Any:
+        """Write its files into `save_directory`."""
+
+
+def step_directory(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies: `checkpoints/step-000123`."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def save_checkpoint(
+    directory: str | Path, savables: Sequence[Savable], state: Mapping[str, Any], save_total_limit: int = 0
+) -> Path:
+    """Write one checkpoint to `directory` (named `step-<number>`) in one step, then delete the oldest beyond the limit.
+
+    Args:
+        savables: model first, then processor or tokenizer; each is written by its own `save_pretrained`.
+        state: what `torch.load(..., weights_only=True)` reads back: tensors, numbers, strings, lists, dictionaries.
+        save_total_limit: how many checkpoints to keep beside each other; 0 keeps all.
+
+    Raises `DiskFullError` when the disk is full. Whatever happens before the final rename leaves older checkpoints
+    untouched, and a checkpoint is only deleted after its successor is on disk.
+    """
+    directory = Path(directory)
+    partial = directory.with_name(f"{PARTIAL_PREFIX}{directory.name}-{os.getpid()}")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for savable in savables:
+            savable.save_pretrained(partial)
+        torch.save(dict(state), partial / TRAINING_STATE)
+        write_json_atomically(partial / MANIFEST, _describe_files(partial))
+        synchronise_tree(partial)
+        _discard(directory)  # only an invalid checkpoint of the same step can be in the way
+        os.replace(partial, directory)
+        synchronise_directory(directory.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise explain_write_error(error, directory) from error
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if "No space left" in str(error):  # torch.save and safetensors wrap ENOSPC in errors of their own
+            raise explain_write_error(OSError(errno.ENOSPC, "No space left on device"), directory) from error
+        raise
+    _limit(directory.parent, save_total_limit)
+    return directory
+
+
+def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
+    """Put the files of `savables` directly into `directory`, `config.json` last.
+
+    The files are first written in full beside their place, so a full disk changes nothing; each then moves in one step.
+    A reader needs `config.json`, so a folder where it exists has all its weights.
+    """
+    directory = Path(directory)
+    partial = directory / f"{PARTIAL_PREFIX}final-{os.getpid()}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for savable in savables:
+            savable.save_pretrained(partial)
+        synchronise_tree(partial)
+        (directory / "config.json").unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir():
+                shutil.rmtree(directory / path.name, ignore_errors=True)
+            os.replace(path, directory / path.name)
+        synchronise_directory(directory)
+    except OSError as error:
+        raise explain_write_error(error, directory) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def verify_checkpoint(directory: str | Path) -> None:
+    """Raise `CheckpointError` unless every file of the manifest is there with the size and hash it was written with."""
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {directory} has no {MANIFEST}: it is incomplete") from error
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {directory}: {MANIFEST} is not valid JSON") from error
+    for name, expected in manifest.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {directory}: {name} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(
+                f"checkpoint {directory}: {name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            )
+        if file_sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {directory}: {name} is corrupt (its SHA-256 does not match)")
+
+
+def list_checkpoints(checkpoints: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything that looks like a checkpoint, oldest first; not yet verified."""
+    checkpoints = Path(checkpoints)
+    if not checkpoints.is_dir():
+        return []
+    matches = ((STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.iterdir() if path.is_dir())
+    return sorted((int(match.group(1)), path) for match, path in matches if match)
+
+
+def find_newest_valid(checkpoints: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (or None), and one warning for each newer one that does not."""
+    warnings = []
+    for _, directory in reversed(list_checkpoints(checkpoints)):
+        try:
+            verify_checkpoint(directory)
+        except CheckpointError as error:
+            warnings.append(f"warning: {error}; skipped")
+        else:
+            return directory, warnings
+    return None, warnings
+
+
+def load_training_state(directory: str | Path) -> dict[str, Any]:
+    """The `state` given to `save_checkpoint`, on the CPU, read without executing anything the file contains."""
+    return torch.load(Path(directory) / TRAINING_STATE, map_location="cpu", weights_only=True)
+
+
+def load_strictly(model_class: Any, directory: str | Path, what: str, dtype: torch.dtype = torch.float32) -> Any:
+    """`model_class.from_pretrained(directory)`, refusing weights that would silently stay at their initial values.
+
+    Raises `CheckpointError` naming `what`, the folder and the first parameter that is missing or of another shape.
+    """
+    model, report = model_class.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    for problem in ("missing_keys", "mismatched_keys"):
+        if report.get(problem):
+            name = sorted(str(key) for key in report[problem])[0]
+            raise CheckpointError(f"{what} {directory}: {problem.replace('_', ' ')}, first {name}")
+    return model
+
+
+def load_model_weights(model: nn.Module, directory: str | Path) -> None:
+    """Copy the weights saved in `directory` into `model`, bit for bit; `CheckpointError` when they do not fit."""
+    loaded = load_strictly(type(model), directory, "checkpoint", next(model.parameters()).dtype)
+    model.load_state_dict(loaded.state_dict())
+
+
+def get_random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy and torch (CPU, and CUDA where there is one) in this process."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(numpy.asarray(keys).astype("int64")), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Undo of `get_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    numpy.random.set_state(("MT19937", keys.numpy().astype("uint32"), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+    }
+
+
+def _discard(directory: Path) -> None:
+    """Delete a folder such that a kill in between leaves no half of it under its own name."""
+    if directory.exists():
+        doomed = directory.with_name(f"{PARTIAL_PREFIX}old-{directory.name}-{os.getpid()}")
+        os.replace(directory, doomed)
+        shutil.rmtree(doomed)
+
+
+def _limit(checkpoints: Path, save_total_limit: int) -> None:
+    if save_total_limit > 0:
+        for _, directory in list_checkpoints(checkpoints)[:-save_total_limit]:
+            _discard(directory)
+
+
+def clean_up(checkpoints: str | Path) -> list[str]:
+    """Delete what an interrupted save left in `checkpoints`; return the names deleted."""
+    return remove_partial_work(checkpoints)

@@ -1,0 +1,392 @@
+"""One training loop for all stages, on Accelerate: accumulation, schedule, clipping, EMA, metrics, save and resume.
+
+The loss of a step is the sum over its supervised items (tokens, labels) divided by their number over all micro-batches
+and processes, so neither accumulation nor the number of processes changes it. On one CPU a run resumed from a
+checkpoint is bit-equal to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from training.arguments import CommonArguments
+from training.checkpointing import (
+    CheckpointError,
+    Savable,
+    get_random_state,
+    load_model_weights,
+    load_training_state,
+    save_checkpoint,
+    set_random_state,
+    step_directory,
+)
+from training.freezing import Components, FreezePlan
+from training.run_record import MetricsFile
+from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, mix_seed
+
+Batch = dict[str, torch.Tensor]
+
+IGNORED = -100
+"""Label of a token that is not learnt."""
+
+
+class NonFiniteLossError(ValueError):
+    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
+
+
+@dataclass
+class Stage:
+    """What a stage gives to the loop; everything else is the same for all."""
+
+    name: str
+    """`stage0_vision`, `stage0_language`, `stage1` or `stage2`."""
+    model: nn.Module
+    companions: list[Savable]
+    """Saved beside the model: its processor, image processor or tokenizer."""
+    components: Components
+    """Component name -> modules, for the freeze table."""
+    num_samples: int
+    """Size of the training set."""
+    load_batch: Callable[[Sequence[SampleKey]], Batch]
+    """Samples to one micro-batch on the CPU; must depend on nothing but its argument (it may run in a worker)."""
+    count_items: Callable[[Batch], int]
+    """Number of supervised items in a micro-batch."""
+    compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]
+    """(model, micro-batch, supervised items of the whole step) -> sum of the items' losses / items of the step."""
+    unit: str = "images"
+    """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
+    begin_epoch: Callable[[int, int], None] | None = None
+    """Called with (epoch, number of epochs) before the first step of each epoch."""
+    sample_text: str = ""
+    """One sample with its supervised span, printed before step 0."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else `run.json` should hold, such as the data set's report."""
+
+
+def count_supervised(batch: Batch) -> int:
+    """Tokens the model is asked to predict: labels other than -100, without the first position."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def cosine_scale(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
+    """Factor on the peak learning rate for the update number `step` (from 0).
+
+    Rises linearly to 1 over `warmup_steps`, then falls along half a cosine; the last step is the one before `floor`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class _BatchLoader(Dataset[Batch]):
+    """Lets a `DataLoader` (and its workers) turn sample keys into a batch."""
+
+    def __init__(self, load_batch: Callable[[Sequence[SampleKey]], Batch]) -> None:
+        self._load_batch = load_batch
+
+    def __getitem__(self, keys: Any) -> Batch:
+        return self._load_batch(keys)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class TrainingLoop:
+    """Trains `stage.model` in place. Build it on every process; `run` returns when the last step is done.
+
+    Args:
+        stage: the model, the data and the loss.
+        arguments: the run's arguments.
+        accelerator: devices and processes.
+        freeze: which parameters, at which learning rates.
+        after_step: called with the number of finished steps, for tests and progress of callers.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        arguments: CommonArguments,
+        accelerator: Accelerator,
+        freeze: FreezePlan,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self.stage, self.arguments, self.accelerator, self.freeze = stage, arguments, accelerator, freeze
+        self.after_step = after_step
+        self.plan = BatchPlan(
+            num_samples=stage.num_samples,
+            global_batch_size=arguments.global_batch_size,
+            per_device_batch_size=arguments.per_device_batch_size,
+            world_size=accelerator.num_processes,
+            seed=arguments.seed,
+        )
+        self.total_steps = self.plan.total_steps(arguments.num_train_epochs, arguments.max_steps)
+        self.num_epochs = max(1, math.ceil(round(self.plan.epoch_at(self.total_steps), 9)))
+        self.warmup_steps = math.ceil(arguments.warmup_ratio * self.total_steps)
+        self.output_dir = Path(arguments.output_dir)
+        self.metrics = MetricsFile(self.output_dir)
+        self.model: nn.Module = stage.model
+        self.step = 0
+        self.train_seconds = 0.0
+        self._pending: list[torch.Tensor] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        arguments = self.arguments
+        groups = [
+            {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
+            for group in self.freeze.optimizer_groups
+        ]
+        self.stage.model.to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            groups, lr=arguments.learning_rate, betas=(arguments.adam_beta1, arguments.adam_beta2), fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.average = [p.detach().clone() for p in self.parameters] if arguments.ema_decay > 0 else []
+        self.window_loss = torch.zeros((), device=self.accelerator.device)
+        self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.grad_norm = torch.zeros((), device=self.accelerator.device)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the current step to the last. Raises `NonFiniteLossError` naming the step."""
+        began, seconds_before = time.perf_counter(), self.train_seconds
+        self._window_began = began
+        batches = self._batches()
+        epoch = -1
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            desc=self.stage.name,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+            mininterval=0.5,
+            dynamic_ncols=True,
+        )
+        with bar:
+            while self.step < self.total_steps:
+                epoch = self._begin_epoch_if_new(epoch)
+                self._take_step(batches)
+                self.step += 1
+                self.train_seconds = seconds_before + time.perf_counter() - began
+                bar.update()
+                if self.step % self.arguments.logging_steps == 0 or self.step == self.total_steps:
+                    self._log(bar)
+                if self.arguments.save_steps and self.step % self.arguments.save_steps == 0:
+                    self.save()
+                if self.after_step:
+                    self.after_step(self.step)
+
+    def _batches(self) -> Iterator[Batch]:
+        sampler = MicroBatchSampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        workers = self.arguments.dataloader_num_workers
+        return iter(
+            DataLoader(
+                _BatchLoader(self.stage.load_batch),
+                sampler=sampler,
+                batch_size=None,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                pin_memory=self.accelerator.device.type == "cuda",
+                # of its own, since a DataLoader draws from the global generator otherwise, which a resumed run would
+                # do once more than a straight one
+                generator=torch.Generator().manual_seed(mix_seed(self.arguments.seed, self.step)),
+            )
+        )
+
+    def _begin_epoch_if_new(self, epoch: int) -> int:
+        current = int(self.plan.epoch_at(self.step))
+        if current != epoch:
+            if self.stage.begin_epoch:
+                self.stage.begin_epoch(current, self.num_epochs)
+            self.freeze.set_training_mode(self.stage.model)
+        return current
+
+    def _take_step(self, batches: Iterator[Batch]) -> None:
+        loss, items = self._forward_and_backward(batches)
+        self._set_learning_rates()
+        self._check_finite(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average()
+        self.window_loss += loss
+        self.window_steps += 1
+        self.window_units += items if self.stage.unit == "tokens" else self.arguments.global_batch_size
+
+    def rehearse_step(self) -> float:
+        """Loss of the first step on this process, after a forward and backward pass that changes no weight."""
+        self._begin_epoch_if_new(-1)
+        loss, _ = self._forward_and_backward(self._batches())
+        self._check_finite(loss)
+        self._raise_if_not_finite()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def _forward_and_backward(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
+        """Gradients of one step, clipped; returns this process's part of the loss and the step's number of items."""
+        micro_batches = [next(batches) for _ in range(self.plan.accumulation_steps)]
+        items = self._count_items(micro_batches)
+        world_size = self.accelerator.num_processes
+        device = self.accelerator.device
+        loss_of_step = torch.zeros((), device=device)
+        for number, batch in enumerate(micro_batches, start=1):
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            with self._gradients_shared_if(number == len(micro_batches)):
+                loss = self.stage.compute_loss(self.model, batch, items)
+                # distributed training averages gradients over processes where a sum is needed
+                self.accelerator.backward(loss * world_size if world_size > 1 else loss)
+            loss_of_step += loss.detach()
+        limit = self.arguments.max_grad_norm or math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        return loss_of_step, items
+
+    def _count_items(self, micro_batches: Sequence[Batch]) -> int:
+        items = sum(self.stage.count_items(batch) for batch in micro_batches)
+        if self.accelerator.num_processes > 1:
+            counted = torch.tensor(items, device=self.accelerator.device)
+            items = int(self.accelerator.reduce(counted, reduction="sum"))
+        if items == 0:
+            raise ValueError(
+                f"step {self.step}: the batch of {self.arguments.global_batch_size} samples has nothing to learn from "
+                "(no supervised token or label); check the data"
+            )
+        return items
+
+    def _gradients_shared_if(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _set_learning_rates(self) -> None:
+        floor = self.arguments.min_learning_rate / self.arguments.learning_rate
+        scale = cosine_scale(self.step, self.total_steps, self.warmup_steps, floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+
+    def _update_average(self) -> None:
+        if self.average:
+            # the average of few steps must not be ruled by the random initialisation
+            decay = min(self.arguments.ema_decay, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                get_ema_multi_avg_fn(decay)(self.average, self.parameters, 0)
+
+    def _check_finite(self, loss: torch.Tensor) -> None:
+        """On a CPU before every update; on a GPU, where looking means waiting, before logging and saving."""
+        self._pending.append(torch.stack([loss, self.grad_norm.to(loss.dtype)]))
+        if self.accelerator.device.type == "cpu":
+            self._raise_if_not_finite()
+
+    def _raise_if_not_finite(self) -> None:
+        if not self._pending:
+            return
+        # on a CPU the step being taken is looked at, on a GPU those already taken
+        values = torch.stack(self._pending).tolist()
+        last = self.step if self.accelerator.device.type == "cpu" else self.step - 1
+        self._pending.clear()
+        for offset, (loss, norm) in enumerate(values, start=last - len(values) + 1):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteLossError(
+                    f"{self.stage.name}: loss {loss} and gradient norm {norm} at step {offset + 1} of "
+                    f"{self.total_steps}; lower learning_rate (now {self.arguments.learning_rate:g}) or raise "
+                    "warmup_ratio, and start again from the last checkpoint"
+                )
+
+    # --- what it tells ------------------------------------------------------------------------------------------------
+
+    def _log(self, bar: Any) -> None:
+        self._raise_if_not_finite()
+        loss = self.accelerator.reduce(self.window_loss, reduction="sum").item() / self.window_steps
+        seconds = time.perf_counter() - self._window_began
+        rate = self.window_units / seconds
+        values = {
+            "step": self.step,
+            "epoch": round(self.plan.epoch_at(self.step), 4),
+            "loss": loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": self.grad_norm.item(),
+            f"{self.stage.unit}_per_second": round(rate, 2),
+            "seconds": round(self.train_seconds, 3),
+        }
+        if self.accelerator.is_main_process:
+            self.metrics.append(values)
+            shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
+            bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
+        self.window_loss = torch.zeros_like(self.window_loss)
+        self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+
+    # --- save and resume ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write `checkpoints/step-<step>`; every process must call it, the main one writes."""
+        self._raise_if_not_finite()
+        window_loss = self.accelerator.reduce(self.window_loss, reduction="sum")
+        random_states = gather_object([get_random_state()])
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.step,
+                "train_seconds": self.train_seconds,
+                "parameter_names": self.freeze.trainable_names,
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average,
+                "random_states": random_states,
+                "window": [window_loss.item(), self.window_steps, self.window_units],
+            }
+            directory = step_directory(self.output_dir / "checkpoints", self.step)
+            savables: list[Any] = [self.stage.model, *self.stage.companions]
+            save_checkpoint(directory, savables, state, self.arguments.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, directory: Path) -> list[str]:
+        """Continue from a verified checkpoint; returns warnings (what could not be restored).
+
+        Raises `CheckpointError` when the checkpoint trained other parameters.
+        """
+        state = load_training_state(directory)
+        if state["parameter_names"] != self.freeze.trainable_names:
+            raise CheckpointError(
+                f"checkpoint {directory} trained other parameters than this run; start a new output_dir"
+            )
+        load_model_weights(self.stage.model, directory)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        loss, self.window_steps, self.window_units = state["window"]
+        # the sum over processes, kept by the main one only, so that reducing it again gives the same
+        self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
+        if self.accelerator.is_main_process:
+            self.metrics.keep_until(self.step)
+        return self._restore_random_state(state["random_states"])
+
+    def _restore_random_state(self, random_states: Sequence[Mapping[str, Any]]) -> list[str]:
+        if len(random_states) != self.accelerator.num_processes:
+            return [
+                f"warning: the checkpoint was written by {len(random_states)} process(es), now there are "
+                f"{self.accelerator.num_processes}: dropout differs from the uninterrupted run"
+            ]
+        set_random_state(random_states[self.accelerator.process_index])
+        return []
+
+    def use_average(self) -> bool:
+        """Put the averaged weights (EMA) into the model; False when none are kept."""
+        if not self.average:
+            return False
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+        return True

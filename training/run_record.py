@@ -1,0 +1,203 @@
+"""What a run leaves beside its weights: `run.json` (what, with what, on what) and `metrics.jsonl` (how it went)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.files import fingerprint, write_json_atomically, write_text_atomically
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+SCHEMA_VERSION = 1
+PACKAGES = ("defocus-mllm", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
+
+MAY_DIFFER = frozenset(
+    {
+        *("output_dir", "resume", "dry_run", "logging_steps", "save_steps", "save_total_limit"),
+        *("per_device_batch_size", "dataloader_num_workers", "cpu"),
+    }
+)
+"""Arguments that say where, how often or on what, and not what is learned: a run may be continued with others."""
+
+
+class RunRecord:
+    """`run.json` of one run directory. Only the main process may write it.
+
+    Fields: `status` ("running", "complete", "failed"), `error`, `arguments`, `inputs` (path and fingerprint of all that
+    was read), `versions`, `commit`, `hardware`, `world_size`, `train_seconds` (in the loop, over all resumptions),
+    `wall_seconds` (of the last process), `started`, `finished`, and what the stage adds (`freeze`, `total_steps`, ...).
+    """
+
+    def __init__(self, output_dir: str | Path, content: dict[str, Any]) -> None:
+        self.path = Path(output_dir) / RUN_FILE
+        self.content = content
+        self._began = time.monotonic()
+
+    @classmethod
+    def start(cls, stage: str, arguments: Any, inputs: Mapping[str, str], world_size: int, **facts: Any) -> RunRecord:
+        """Record of a run that begins now; nothing is written before the first `update`."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "status": "running",
+            "started": _now(),
+            "arguments": arguments_as_dict(arguments),
+            "inputs": dict(inputs),
+            "seed": arguments.seed,
+            "world_size": world_size,
+            "versions": versions(),
+            "commit": commit(),
+            "hardware": hardware(),
+            "command": [sys.executable, *sys.argv],
+            **facts,
+        }
+        return cls(arguments.output_dir, content)
+
+    def update(self, **facts: Any) -> None:
+        """Add or change fields and write the file."""
+        self.content.update(facts)
+        self.content["wall_seconds"] = round(time.monotonic() - self._began, 3)
+        write_json_atomically(self.path, self.content)
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """`update` with the final `status`: "complete" or "failed"."""
+        self.update(status=status, finished=_now(), **facts)
+
+
+def read_run(output_dir: str | Path) -> dict[str, Any] | None:
+    """Content of a run directory's `run.json`, or None where there is none.
+
+    Raises `ValueError` naming the file when it is not JSON.
+    """
+    path = Path(output_dir) / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move the folder away and start again") from error
+
+
+def arguments_as_dict(arguments: Any) -> dict[str, Any]:
+    """An arguments dataclass as plain JSON values, the way `run.json` stores them."""
+    return json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
+
+
+def changed_arguments(recorded: Mapping[str, Any], arguments: Any) -> list[str]:
+    """`field: old -> new` for every argument that changes what is learned; empty when the run is the same."""
+    current = arguments_as_dict(arguments)
+    names = sorted((set(recorded) | set(current)) - MAY_DIFFER)
+    return [
+        f"{name}: {json.dumps(recorded.get(name))} -> {json.dumps(current.get(name))}"
+        for name in names
+        if recorded.get(name) != current.get(name)
+    ]
+
+
+def fingerprints(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
+    """argument name -> fingerprint of the file or model folder it names; arguments left empty are absent.
+
+    Raises `FileNotFoundError` naming the argument and the path.
+    """
+    found = {}
+    for name, path in paths.items():
+        if path:
+            try:
+                found[name] = fingerprint(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{name}: {error}") from error
+    return found
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a logging step, appended and flushed."""
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / METRICS_FILE
+
+    def keep_until(self, step: int) -> None:
+        """Drop lines beyond `step` (and a torn last one): a resumed run writes them again."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break  # torn by a kill; all lines before it are whole
+            kept.append(line + "\n")
+        write_text_atomically(self.path, "".join(kept))
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Write one line; `keep_until` removes what a kill may cut off."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values, allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages a result may depend on; "not installed" where one is absent."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the checkout this file lies in, with "+changes" when files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        return revision + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and threads in use, and the GPU's name where there is one."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def _processor_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    finished = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
+    return finished.stdout.strip()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

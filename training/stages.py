@@ -1,0 +1,250 @@
+"""What every stage does around the loop: start, resume or recognise a finished run; report; save the result."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from training.arguments import CommonArguments
+from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
+from training.files import PARTIAL_PREFIX, check_writable, remove_partial_work
+from training.freezing import FreezePlan, apply_freezing
+from training.loop import Stage, TrainingLoop
+from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
+from training.sampling import mix_seed
+
+INPUT_FIELDS = ("data", "text", "tokenizer", "model", "vision_model", "language_model")
+"""Arguments that name a file or folder the result depends on; their fingerprints stand in run.json."""
+
+ArgumentsT = TypeVar("ArgumentsT", bound=CommonArguments)
+
+
+@dataclass
+class RunState:
+    """What `inspect_output` found in output_dir."""
+
+    complete: bool = False
+    checkpoint: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT], Stage]) -> None:
+    """Train one stage from its arguments to a model in `output_dir`; a finished run is recognised and left alone.
+
+    Args:
+        section: the stage's name, also its section in recipes.
+        build: makes model, data and loss; called after the random seed is set.
+
+    Raises `ValueError`, `FileNotFoundError` or `OSError` with one clear line; a run that could not begin leaves no
+    output behind.
+    """
+    disable_progress_bar()  # of weight files; the steps have their own
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    output_dir = Path(arguments.output_dir)
+    inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
+    with _empty_folder_removed(output_dir, accelerator):
+        if accelerator.is_main_process:
+            check_writable(output_dir)
+        accelerator.wait_for_everyone()
+        state = inspect_output(section, arguments, inputs)
+        for note in state.notes:
+            accelerator.print(note)
+        if state.complete:
+            accelerator.print(f"{section}: {output_dir} is already complete; nothing to do")
+            return
+        set_seed(arguments.seed)
+        stage = build(arguments)
+        freeze = _freeze(stage, arguments)
+        set_seed(mix_seed(arguments.seed, 1, accelerator.process_index) % 2**32)  # each process its own dropout
+        loop = TrainingLoop(stage, arguments, accelerator, freeze)
+        accelerator.print(describe(loop, stage, freeze))
+        if arguments.dry_run:
+            accelerator.print(rehearse(loop, stage))
+            return
+        _train(loop, stage, freeze, arguments, state, inputs)
+
+
+def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, str]) -> RunState:
+    """Whether `output_dir` is new, holds a run to continue, or a finished one. Writes nothing.
+
+    Raises `ValueError` when it holds something else, or a run with other arguments or inputs: continuing it would give
+    a model that no recipe describes.
+    """
+    output_dir = Path(arguments.output_dir)
+    names = [path.name for path in output_dir.iterdir() if not path.name.startswith(PARTIAL_PREFIX)]
+    if not names:
+        return RunState()
+    if not arguments.resume:
+        raise ValueError(f"output_dir {output_dir} is not empty and resume is false; choose another or empty it")
+    run = read_run(output_dir)
+    if run is None:
+        raise ValueError(f"output_dir {output_dir} has files but no run.json, so it is no run's folder; choose another")
+    checkpoint, notes = find_newest_valid(output_dir / "checkpoints")
+    complete = run["status"] == "complete" and (output_dir / "config.json").is_file()
+    changes = [] if run["stage"] == section else [f"stage: {run['stage']} -> {section}"]
+    changes += changed_arguments(run["arguments"], arguments)
+    changes += [f"content of {name}" for name in inputs if run["inputs"].get(name) != inputs[name]]
+    if changes and (complete or checkpoint):
+        raise ValueError(
+            f"output_dir {output_dir} holds a run that differs in {'; '.join(changes)}; choose another output_dir, or "
+            "delete that run"
+        )
+    if complete:
+        return RunState(complete=True)
+    if checkpoint:
+        notes.append(f"continuing from {checkpoint}")
+    else:
+        notes.append(f"{output_dir} holds a run that stopped before its first checkpoint; starting it again")
+    return RunState(checkpoint=checkpoint, notes=notes)
+
+
+def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
+    """The freeze table, the size of the run and one sample, as printed before step 0."""
+    arguments, plan, accelerator = loop.arguments, loop.plan, loop.accelerator
+    megabytes = (4 * freeze.total_parameters + 12 * freeze.trainable_parameters) / 2**20
+    if loop.average:
+        megabytes += 4 * freeze.trainable_parameters / 2**20
+    lines = [
+        "",
+        f"=== {stage.name} ===",
+        freeze.table(),
+        f"{plan.num_samples:,} samples, {loop.num_epochs} epoch(s), {loop.total_steps:,} steps "
+        f"({loop.warmup_steps} warm-up)",
+        f"global batch {plan.global_batch_size} = {plan.per_device_batch_size} a device x {plan.accumulation_steps} "
+        f"accumulated x {plan.world_size} process(es)",
+        f"{accelerator.device}, mixed precision {arguments.mixed_precision}, {torch.get_num_threads()} thread(s); "
+        f"weights, gradients and optimizer take {megabytes:,.0f} MiB, activations come on top",
+    ]
+    if plan.num_samples < plan.global_batch_size:
+        lines.append("warning: fewer samples than a global batch: each step sees samples more than once")
+    if stage.sample_text:
+        lines += ["one sample as it is trained on:", stage.sample_text]
+    return "\n".join([*lines, ""])
+
+
+def rehearse(loop: TrainingLoop, stage: Stage) -> str:
+    """One step's forward and backward pass, and the model saved and loaded again, in a temporary folder."""
+    loss = loop.rehearse_step()
+    with tempfile.TemporaryDirectory(prefix="defocus-dry-run-") as folder:
+        if loop.accelerator.is_main_process:
+            save_final(folder, [stage.model, *stage.companions])  # type: ignore[list-item]
+            before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+            load_model_weights(stage.model, folder)
+            for name, tensor in stage.model.state_dict().items():
+                if not torch.equal(tensor, before[name]):
+                    raise CheckpointError(f"{stage.name}: {name} changes when the model is saved and loaded")
+        loop.accelerator.wait_for_everyone()
+    return f"dry run: loss {loss:.4f}, gradient norm {loop.grad_norm.item():.4f}, saved and loaded; nothing was kept"
+
+
+def usable_samples(
+    num_samples: int, limit: int, load: Callable[[int], Any], on_bad_sample: str
+) -> tuple[list[int], list[str]]:
+    """Load up to `limit` samples, evenly spaced, so that a corrupt one is named now and not hours into the run.
+
+    Returns the indices to train on and one message a sample left out, which `on_bad_sample="raise"` raises instead.
+    """
+    count = min(num_samples, limit)
+    bad: dict[int, str] = {}
+    for number in range(count):
+        index = number * num_samples // count
+        try:
+            load(index)
+        except ValueError as error:
+            if on_bad_sample == "raise":
+                raise
+            bad[index] = str(error)
+    if len(bad) == num_samples:
+        raise ValueError(f"none of the {num_samples} samples can be used; the first: {bad[0]}")
+    return [index for index in range(num_samples) if index not in bad], list(bad.values())
+
+
+def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:
+    vision_rate = getattr(arguments, "vision_learning_rate", 0.0)
+    return apply_freezing(
+        stage.model,
+        stage.components,
+        train=getattr(arguments, "train", list(stage.components)),
+        learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        learning_rates={"vision_tower": vision_rate} if vision_rate else None,
+    )
+
+
+def _train(
+    loop: TrainingLoop,
+    stage: Stage,
+    freeze: FreezePlan,
+    arguments: CommonArguments,
+    state: RunState,
+    inputs: dict[str, str],
+) -> None:
+    accelerator, output_dir = loop.accelerator, Path(arguments.output_dir)
+    if accelerator.is_main_process:
+        for folder in (output_dir, output_dir / "checkpoints"):
+            for name in remove_partial_work(folder):
+                accelerator.print(f"removed {folder / name}: the unfinished work of an interrupted run")
+    if state.checkpoint:
+        for warning in loop.resume(state.checkpoint):
+            accelerator.print(warning)
+    elif accelerator.is_main_process:
+        loop.metrics.keep_until(0)
+    record = RunRecord.start(
+        stage.name,
+        arguments,
+        inputs,
+        accelerator.num_processes,
+        parameters=freeze.total_parameters,
+        trainable_parameters=freeze.trainable_parameters,
+        freeze=freeze.rows,
+        num_samples=stage.num_samples,
+        total_steps=loop.total_steps,
+        resumed_from_step=loop.step,
+        facts=stage.facts,
+    )
+    with _recorded(record, loop):
+        loop.run()
+        averaged = loop.use_average()
+        if accelerator.is_main_process:
+            save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
+            record.update(saved_weights="average" if averaged else "last")
+        accelerator.wait_for_everyone()
+    accelerator.print(f"{stage.name}: {loop.total_steps:,} steps in {loop.train_seconds:.1f} s; saved in {output_dir}")
+
+
+@contextlib.contextmanager
+def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
+    """Keep run.json's status true: running, then complete or failed."""
+    main = loop.accelerator.is_main_process
+    if main:
+        record.update(train_seconds=loop.train_seconds)
+    try:
+        yield
+    except BaseException as error:
+        if main:
+            with contextlib.suppress(OSError):  # a full disk: the error itself matters more than its record
+                facts: dict[str, Any] = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+                record.finish("failed", error=f"{type(error).__name__}: {error}", **facts)
+        raise
+    if main:
+        record.finish("complete", step=loop.step, train_seconds=round(loop.train_seconds, 3))
+
+
+@contextlib.contextmanager
+def _empty_folder_removed(directory: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Leave no empty folder behind when what follows fails or needs none."""
+    existed = directory.exists()
+    try:
+        yield
+    finally:
+        if not existed and accelerator.is_main_process and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
