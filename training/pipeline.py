@@ -21,7 +21,7 @@ from typing import Any
 from training.argument_parsing import ArgumentsError, parse_arguments, recipe_values, split_config
 from training.arguments import SECTIONS, CommonArguments, EvaluationArguments, require
 from training.console import run_script
-from training.files import fingerprint
+from training.files import fingerprint, write_json_atomically
 from training.run_record import changed_arguments, read_run
 
 STAGES = ("stage0_language", "stage0_vision", "stage1", "stage2")
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, step in enumerate(steps, start=1):
         run_step(step, f"[{number}/{len(steps)}] {step.name}")
     print(f"\nall {len(steps)} steps took {time.perf_counter() - began:.0f} s", flush=True)
+    record = Path(arguments.output_dir) / "summary.json"
+    write_json_atomically(record, summary_record(config, arguments))
     print(summary(arguments))
 
 
@@ -180,8 +182,25 @@ def summary(arguments: PipelineArguments) -> str:
     lines.append(f"{runs[-1].get('parameters', 0):,} parameters, {seconds:.0f} s of training in all")
     lines.append(f"report: {output / 'report.html'}")
     image = Path(arguments.data_dir) / "images" / "train" / "0.png"
-    lines.append(f"talk to it: defocus-mllm chat {output / 'stage2'} --image {image}")
+    lines.append(f"talk to it: {_command('defocus-mllm')} chat {output / 'stage2'} --image {image}")
     return "\n".join(lines)
+
+
+def summary_record(config: str, arguments: PipelineArguments) -> dict[str, Any]:
+    """What `summary.json` holds: result and cost of the run, and what is needed to repeat it."""
+    output = Path(arguments.output_dir)
+    runs = {stage: read_run(output / stage) or {} for stage in STAGES}
+    last = runs[STAGES[-1]]
+    seconds = {stage: run.get("train_seconds", 0.0) for stage, run in runs.items()}
+    kept = ("benchmark", "partial", "metrics", "breakdown", "health", "protocol", "throughput")
+    evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("eval/*/results.json"))]
+    command = ["python", "-m", "training.pipeline", "--config", config, "--output_dir", arguments.output_dir]
+    return {
+        "command": shlex.join([*command, *(["--seed", str(arguments.seed)] if arguments.seed >= 0 else [])]),
+        **{name: last.get(name) for name in ("commit", "seed", "hardware", "versions", "parameters")},
+        "train_seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "evaluation": [{name: result.get(name) for name in kept} for result in evaluations],
+    }
 
 
 def accuracy_line(results: dict[str, Any]) -> str:
@@ -195,6 +214,12 @@ def accuracy_line(results: dict[str, Any]) -> str:
         f"{benchmark['name']}: accuracy {100 * accuracy['value']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] "
         f"(95 % interval) on all {benchmark['n']:,} questions"
     )
+
+
+def _command(name: str) -> Path:
+    """How to call an installed command from here, whether or not its environment is activated."""
+    path = Path(sys.executable).with_name(name)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _same(path: str, recorded: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         started.append(words)
         return subprocess.CompletedProcess(words, 3 if "training.stage1" in words and "fail" in str(words) else 0)
 
-    monkeypatch.setattr(pipeline.subprocess, "run", record)
+    monkeypatch.setattr(pipeline, "subprocess", SimpleNamespace(run=record))  # not the library's own, others use it
     return started
 
 
@@ -139,6 +140,11 @@ def test_summary_reads_what_the_steps_wrote(tmp_path: Path) -> None:
     assert "9,673 questions" in summary
     assert "1,234 parameters, 8 s of training" in summary
     assert f"defocus-mllm chat {tmp_path / 'stage2'} --image" in summary
+    record = pipeline.summary_record(QUICKSTART, arguments)
+    assert record["parameters"] == 1234
+    assert record["train_seconds"] == {**dict.fromkeys(pipeline.STAGES, 2.0), "total": 8.0}
+    assert record["evaluation"][0]["metrics"] == results(partial=False)["metrics"]
+    assert record["command"].startswith("python -m training.pipeline --config ")
 
 
 def test_partial_evaluation_has_no_headline_number() -> None:
