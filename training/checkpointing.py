@@ -26,7 +26,6 @@ from training.files import (
     PARTIAL_PREFIX,
     explain_write_error,
     file_sha256,
-    remove_partial_work,
     synchronise_directory,
     synchronise_tree,
     write_json_atomically,
@@ -227,8 +226,3 @@ def _limit(checkpoints: Path, save_total_limit: int) -> None:
     if save_total_limit > 0:
         for _, directory in list_checkpoints(checkpoints)[:-save_total_limit]:
             _discard(directory)
-
-
-def clean_up(checkpoints: str | Path) -> list[str]:
-    """Delete what an interrupted save left in `checkpoints`; return the names deleted."""
-    return remove_partial_work(checkpoints)

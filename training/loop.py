@@ -34,14 +34,12 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
+from training.encoding import IGNORED
 from training.freezing import Components, FreezePlan
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, mix_seed
 
 Batch = dict[str, torch.Tensor]
-
-IGNORED = -100
-"""Label of a token that is not learnt."""
 
 
 class NonFiniteLossError(ValueError):

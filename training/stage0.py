@@ -26,8 +26,9 @@ from training.argument_parsing import check_names, parse_arguments
 from training.arguments import Stage0LanguageArguments, Stage0VisionArguments
 from training.augmentation import Augmentation
 from training.console import run_script
+from training.encoding import IGNORED
 from training.labelled_images import collate_labelled_images, format_report, load_labelled_images
-from training.loop import IGNORED, Batch, Stage, count_supervised
+from training.loop import Batch, Stage, count_supervised
 from training.sampling import SampleKey, mix_seed
 from training.stages import run_stage, usable_samples
 from training.tokenizer import read_texts, train_tokenizer

@@ -17,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from training import checkpointing
 from training.checkpointing import (
     CheckpointError,
-    clean_up,
     find_newest_valid,
     get_random_state,
     load_model_weights,
@@ -28,7 +27,7 @@ from training.checkpointing import (
     step_directory,
     verify_checkpoint,
 )
-from training.files import DiskFullError, check_writable, fingerprint, write_text_atomically
+from training.files import DiskFullError, check_writable, fingerprint, remove_partial_work, write_text_atomically
 
 
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
@@ -103,7 +102,7 @@ def test_killed_before_the_rename_leaves_only_a_partial_folder(tmp_path: Path) -
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 9
     assert find_newest_valid(tmp_path) == (None, [])
-    assert len(clean_up(tmp_path)) == 1
+    assert len(remove_partial_work(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
+from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import IGNORED, Batch, NonFiniteLossError, Stage, TrainingLoop, cosine_scale, count_supervised
+from training.loop import Batch, NonFiniteLossError, Stage, TrainingLoop, cosine_scale, count_supervised
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
 
