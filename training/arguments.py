@@ -134,7 +134,7 @@ class Stage0LanguageArguments(CommonArguments):
     task: Literal["classification", "language"] = "language"
     """Which half of stage 0 this is."""
     text: str = ""
-    """UTF-8 text, one sample a line."""
+    """UTF-8 text, one sample a line; or conversations without images (.json, .jsonl), rendered by the chat template."""
     tokenizer: str = ""
     """Folder of a trained tokenizer; empty: one is trained on `text`."""
     vocab_size: int = 0
@@ -147,7 +147,7 @@ class Stage0LanguageArguments(CommonArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.task == "language", "task: this is the language half of stage 0")
-        require(bool(self.text), "text: required, a text file with one sample a line")
+        require(bool(self.text), "text: required, a text file with one sample a line, or conversations")
         require(bool(self.tokenizer) or self.vocab_size > 0, "vocab_size: required unless `tokenizer` names a folder")
         require(
             not (self.tokenizer and self.vocab_size),

@@ -168,7 +168,9 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
             f"pairs {counts['over_max_length']:,} are over max_length and {counts['over_max_turns']:,} over max_turns; "
             f"{counts['kept_in_order']:,} conversations cannot be shuffled"
         )
-    lines.append(describe_supervision(processor, encode_conversation(processor, first, dataset[usable[0]].record)))
+    lines.append(
+        describe_supervision(processor.tokenizer, encode_conversation(processor, first, dataset[usable[0]].record))
+    )
     return Stage(
         name=name,
         model=model,

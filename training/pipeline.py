@@ -88,7 +88,7 @@ def plan(config: str, arguments: PipelineArguments) -> list[Step]:
     """The commands, in order. Raises `ValueError` naming what is wrong in the recipe."""
     output, data = Path(arguments.output_dir), Path(arguments.data_dir)
     inputs = {
-        "stage0_language": {"text": data / "text.txt"},
+        "stage0_language": {"text": data / "dialogues.json"},
         "stage0_vision": {"data": data / "images" / "train" / "metadata.jsonl"},
         "stage1": {
             "vision_model": output / "stage0_vision",

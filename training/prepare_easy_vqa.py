@@ -8,7 +8,8 @@ The folder it makes:
     images/train/metadata.jsonl   Hugging Face ImageFolder convention, one line an image: its attributes (stage 0)
     captions.json                 LLaVA format, one caption an image (stage 1)
     conversations.json            LLaVA format, all questions of an image as one conversation (stage 2)
-    text.txt                      every question, answer and caption, one a line (tokenizer and language warm-up)
+    dialogues.json                LLaVA format without images: a caption as text, a few of its image's questions and
+                                  their answers (tokenizer and language warm-up, stage 0)
     data.json                     counts, what was missing, sha256 fingerprints; its presence means complete
 
 Labels and captions are derived from the training questions and answers alone: what they do not decide stays unknown.
@@ -22,6 +23,7 @@ import argparse
 import hashlib
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -37,10 +39,11 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 ATTRIBUTES = SHAPES + COLORS
 CAPTION_REQUEST = "Describe the image."
-FORMAT_VERSION = 1
+PAIRS_IN_A_DIALOGUE = 4
+FORMAT_VERSION = 2
 _NEGATIONS = {"not", "no"}
 _SUMMARY = "data.json"
-_TEXT_FILES = ("captions.json", "conversations.json", "text.txt", "images/train/metadata.jsonl")
+_TEXT_FILES = ("captions.json", "conversations.json", "dialogues.json", "images/train/metadata.jsonl")
 
 
 @dataclass
@@ -172,28 +175,39 @@ def _write_all(images: list[TrainingImage], unparsed: list[str], folder: Path) -
     metadata = [{"file_name": f"{image.identifier}.png", "labels": image.labels} for image in images]
     write_text_atomically(folder / "conversations.json", json.dumps(conversations, indent=1) + "\n")
     write_text_atomically(folder / "captions.json", json.dumps(captions, indent=1) + "\n")
+    dialogues = [dialogue for image in captioned for dialogue in _dialogues(image)]
+    write_text_atomically(folder / "dialogues.json", json.dumps(dialogues, indent=1) + "\n")
     write_text_atomically(picture_folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in metadata))
-    write_text_atomically(folder / "text.txt", "".join(f"{line}\n" for line in _text_lines(images)))
     summary = _summary(images, unparsed) | {"sha256": _fingerprints(folder)}
     write_text_atomically(folder / _SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 def _llava_record(image: TrainingImage, turns: list[tuple[str, str]]) -> dict[str, Any]:
-    messages = []
-    for index, (question, answer) in enumerate(turns):
-        messages.append({"from": "human", "value": ("<image>\n" if index == 0 else "") + question})
-        messages.append({"from": "gpt", "value": answer})
+    messages = _messages("<image>", turns)
     return {"id": str(image.identifier), "image": f"train/{image.identifier}.png", "conversations": messages}
 
 
-def _text_lines(images: list[TrainingImage]) -> Iterable[str]:
-    for image in images:
-        for turn in image.turns:
-            yield from turn
-        if image.caption:
-            yield CAPTION_REQUEST
-            yield image.caption
+def _messages(shown: str, turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """The turns in LLaVA's form; `shown`, a picture or its caption, stands before the first question."""
+    messages = []
+    for index, (question, answer) in enumerate(turns):
+        messages.append({"from": "human", "value": (f"{shown}\n" if index == 0 else "") + question})
+        messages.append({"from": "gpt", "value": answer})
+    return messages
+
+
+def _dialogues(image: TrainingImage) -> Iterable[dict[str, Any]]:
+    """Reading exercises for a language model: the caption stands where the image will stand later.
+
+    Short ones, because in a long one the earlier answers already tell what the caption says.
+    """
+    assert image.caption is not None
+    turns = [*image.turns, (CAPTION_REQUEST, image.caption)]
+    random.Random(image.identifier).shuffle(turns)
+    for start in range(0, len(turns), PAIRS_IN_A_DIALOGUE):
+        chosen = turns[start : start + PAIRS_IN_A_DIALOGUE]
+        yield {"id": f"{image.identifier}/{start}", "conversations": _messages(image.caption, chosen)}
 
 
 def _summary(images: list[TrainingImage], unparsed: list[str]) -> dict[str, Any]:

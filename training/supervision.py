@@ -35,18 +35,18 @@ def encode_conversation(processor: Any, messages: list[Message], record: str = "
     return encoder_for(processor).encode(messages, record)
 
 
-def describe_supervision(processor: Any, example: Example) -> str:
+def describe_supervision(tokenizer: Any, example: Example) -> str:
     """The example as text, what is learnt in `[[...]]`, repeated image tokens counted: for the log."""
     ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
     pieces: list[str] = []
     begin = 0
     for end in range(1, len(ids) + 1):
-        kind = _kind(processor, ids[begin], labels[begin])
-        if end < len(ids) and _kind(processor, ids[end], labels[end]) == kind:
+        kind = _kind(tokenizer, ids[begin], labels[begin])
+        if end < len(ids) and _kind(tokenizer, ids[end], labels[end]) == kind:
             continue
-        text = processor.tokenizer.decode(ids[begin:end])
+        text = tokenizer.decode(ids[begin:end])
         if kind == "image":
-            text = f"{processor.image_token} x {end - begin}"
+            text = f"{tokenizer.image_token} x {end - begin}"
         pieces.append(f"[[{text}]]" if kind == "supervised" else text)
         begin = end
     supervised = sum(label != IGNORED for label in labels)
@@ -54,8 +54,8 @@ def describe_supervision(processor: Any, example: Example) -> str:
     return f"{len(ids)} tokens, {supervised} supervised (in [[...]]), pixel values {pictures}\n{''.join(pieces)}"
 
 
-def _kind(processor: Any, token_id: int, label: int) -> str:
-    if token_id == processor.image_token_id:
+def _kind(tokenizer: Any, token_id: int, label: int) -> str:
+    if token_id == getattr(tokenizer, "image_token_id", None):
         return "image"
     return "context" if label == IGNORED else "supervised"
 
@@ -64,6 +64,15 @@ def conversation_lengths(processor: Any, conversations: Sequence[Conversation]) 
     """Tokens of each conversation, image tokens included, without opening an image."""
     encoder = encoder_for(processor)
     return [encoder.count_tokens(conversation.messages, conversation.record) for conversation in conversations]
+
+
+def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
+    """`input_ids`, `attention_mask`, `labels` (batch, longest), padded on the right; padding is not supervised."""
+    padding = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORED}
+    return {
+        name: pad_sequence([example[name] for example in examples], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
 
 
 class ConversationCollator:
@@ -115,11 +124,7 @@ class ConversationCollator:
         for position, conversation in enumerate(conversations):
             messages = self.choose_turns(conversation, keys[position] if keys is not None else None)
             examples.append(encode_conversation(self.processor, messages, conversation.record))
-        padding = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        batch = {
-            name: pad_sequence([example[name] for example in examples], batch_first=True, padding_value=value)
-            for name, value in padding.items()
-        }
+        batch = pad_examples(examples, self.pad_token_id)
         pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
         if pictures:
             batch["pixel_values"] = torch.cat(pictures)

@@ -1,6 +1,6 @@
 """Train a tokenizer on the training text: sentencepiece BPE, converted once to a Transformers tokenizer.
 
-    python -m training.tokenizer --text data/easy_vqa/text.txt --output outputs/tokenizer --vocab_size 400
+    python -m training.tokenizer --text corpus.txt --output outputs/tokenizer --vocab_size 400
 
 The saved folder needs neither sentencepiece nor protobuf any more. Choices, and why:
 

@@ -102,7 +102,7 @@ def test_finished_stage_is_skipped_only_if_nothing_changed(
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    text = data / "text.txt"
+    text = data / "dialogues.json"
     text.write_text("red\n")
     arguments = pipeline.PipelineArguments(output_dir=str(tmp_path / "out"), data_dir=str(data))
     step = pipeline.plan(QUICKSTART, arguments)[1]

@@ -52,7 +52,7 @@ def test_what_is_written(package, tmp_path):
     tree = read_tree(tmp_path / "data")
     assert set(tree) == {
         *(f"images/train/{name}" for name in ("0.png", "1.png", "2.png", "metadata.jsonl")),
-        *("captions.json", "conversations.json", "data.json", "text.txt"),
+        *("captions.json", "conversations.json", "data.json", "dialogues.json"),
     }
     assert tree["images/train/2.png"] == Path(package[2]).read_bytes()
     records = json.loads(tree["conversations.json"])
@@ -75,7 +75,15 @@ def test_what_is_written(package, tmp_path):
     rows = [json.loads(line) for line in tree["images/train/metadata.jsonl"].decode().splitlines()]
     assert [row["file_name"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert rows[1]["labels"] == dict.fromkeys(ATTRIBUTES) | {"teal": 0}
-    assert "a blue rectangle\n" in tree["text.txt"].decode()
+    dialogues = {record["id"]: record["conversations"] for record in json.loads(tree["dialogues.json"])}
+    assert set(dialogues) == {"0/0", "2/0"}  # image 1 has no caption to read
+    assert all("image" not in record for record in json.loads(tree["dialogues.json"]))
+    assert dialogues["0/0"][0]["value"].startswith("a blue rectangle\n")
+    assert sorted(turn["value"] for turn in dialogues["0/0"] if turn["from"] == "gpt") == [
+        "a blue rectangle",
+        "no",
+        "rectangle",
+    ]
     assert summary["missing"]["images_without_caption"] == [1]
     assert (summary["images"], summary["questions"], summary["captions"]) == (3, 5, 2)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -102,7 +110,7 @@ def test_twice_is_equal_and_a_second_run_changes_nothing(package, tmp_path):
     [
         (lambda folder: (folder / "data.json").unlink(), "data.json"),
         (lambda folder: (folder / "captions.json").unlink(), "captions.json"),
-        (lambda folder: (folder / "text.txt").write_text("changed"), "text.txt"),
+        (lambda folder: (folder / "dialogues.json").write_text("changed"), "dialogues.json"),
         (lambda folder: (folder / "images/train/1.png").unlink(), "images/train"),
         (lambda folder: (folder / "data.json").write_text("[]"), "data.json"),
     ],

@@ -156,7 +156,7 @@ def test_wrong_use_is_named(processor):
 
 
 def test_the_description_shows_what_is_learnt(processor, picture):
-    shown = describe_supervision(processor, encode_conversation(processor, conversation(2, picture).messages))
+    shown = describe_supervision(processor.tokenizer, encode_conversation(processor, conversation(2, picture).messages))
     tokens = processor.num_image_tokens
     assert shown.partition("\n")[2] == (
         f"<s><|user|><image> x {tokens}\nquestion 0?</s><|assistant|>[[answer 0</s>]]"

@@ -31,7 +31,7 @@ VISION_CONFIG = {
 
 
 def write_data(folder: Path) -> Path:
-    """Pictures, metadata.jsonl, captions.json, conversations.json and text.txt in `folder`."""
+    """Pictures, metadata.jsonl, captions.json, conversations.json and dialogues.json in `folder`."""
     (folder / "images").mkdir(parents=True)
     metadata, captions, conversations = [], [], []
     for number in range(8):
@@ -44,7 +44,18 @@ def write_data(folder: Path) -> Path:
     (folder / "images" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metadata))
     (folder / "captions.json").write_text(json.dumps(captions))
     (folder / "conversations.json").write_text(json.dumps(conversations))
-    (folder / "text.txt").write_text("what color is it?\nis it red?\nDescribe the image.\nyes\nno\nred\nblue\n")
+    dialogues = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"{colour}\nwhat color is it? is it red?"},
+                {"from": "gpt", "value": f"{colour} yes no"},
+                {"from": "human", "value": "Describe the image."},
+                {"from": "gpt", "value": colour},
+            ]
+        }
+        for colour in ("red", "blue")
+    ]
+    (folder / "dialogues.json").write_text(json.dumps(dialogues))
     return folder
 
 
@@ -59,7 +70,7 @@ def stage_words(stage: str, data: Path, runs: Path) -> list[str]:
     common = ["--output_dir", str(runs / stage), "--max_steps", "4", "--global_batch_size", "4", "--logging_steps", "1"]
     common += ["--cpu", "--learning_rate", "1e-2", "--warmup_ratio", "0"]
     own = {
-        "stage0_language": ["--task", "language", "--text", str(data / "text.txt"), "--vocab_size", "290"],
+        "stage0_language": ["--task", "language", "--text", str(data / "dialogues.json"), "--vocab_size", "290"],
         "stage0_vision": ["--task", "classification", "--data", str(data / "images" / "metadata.jsonl")],
         "stage1": ["--data", str(data / "captions.json"), "--image_root", str(data / "images")],
         "stage2": ["--data", str(data / "conversations.json"), "--image_root", str(data / "images")],

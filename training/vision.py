@@ -1,0 +1,83 @@
+"""The vision half of stage 0: the encoder learns to classify, with the paper's two losses and drop path schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
+from training.arguments import Stage0VisionArguments
+from training.augmentation import Augmentation
+from training.labelled_images import collate_labelled_images, format_report, load_labelled_images
+from training.loop import Batch, Stage
+from training.sampling import SampleKey, mix_seed
+from training.stages import usable_samples
+
+
+def build_vision(arguments: Stage0VisionArguments) -> Stage:
+    """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
+    config = vision_config(arguments)
+    image_processor = DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    dataset = load_labelled_images(arguments.data, image_processor, arguments.on_bad_sample)
+    config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
+    config.id2label = dataset.id2label
+    config.label2id = {name: number for number, name in dataset.id2label.items()}
+    usable, left_out = usable_samples(
+        len(dataset), arguments.check_images, dataset.__getitem__, arguments.on_bad_sample
+    )
+    model = DefocusForImageClassification(config)
+    augmentation = Augmentation(arguments.horizontal_flip, arguments.vertical_flip, arguments.max_shift)
+
+    def load_batch(keys: Sequence[SampleKey]) -> Batch:
+        batch = collate_labelled_images([dataset[usable[key.sample]] for key in keys])
+        generator = torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *keys[0]))
+        return {**batch, "pixel_values": augmentation(batch["pixel_values"], generator)}
+
+    def count_known(batch: Batch) -> int:
+        return int((batch["labels"] >= 0).sum())
+
+    def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
+        # the model returns the mean over the micro-batch's known labels
+        return forward(**batch).loss * (count_known(batch) / items)
+
+    def begin_epoch(epoch: int, num_epochs: int) -> None:
+        model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
+
+    lines = [format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
+    lines.append(f"{dataset.paths[usable[0]]}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
+    return Stage(
+        name="stage0_vision",
+        model=model,
+        companions=[image_processor],
+        components={
+            "encoder": [model.encoder],
+            "heads": [head for head in (model.head, model.head2) if head is not None],
+        },
+        num_samples=len(usable),
+        load_batch=load_batch,
+        count_items=count_known,
+        compute_loss=compute_loss,
+        begin_epoch=begin_epoch,
+        sample_text="\n".join(lines),
+        facts={"data_report": dataset.report, "left_out": left_out},
+    )
+
+
+def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
+    """The encoder's configuration: a preset's fields, overridden by the recipe's."""
+    fields = {**arguments.vision_config, "drop_path_rate": arguments.drop_path_rate}
+    fields["min_drop_path_rate"] = arguments.min_drop_path_rate
+    preset = fields.pop("preset", None)
+    return DefocusVisionConfig.from_preset(preset, **fields) if preset else DefocusVisionConfig(**fields)
+
+
+def drop_path_rate_at(epoch: int, num_epochs: int, arguments: Stage0VisionArguments) -> float:
+    """Rate of the deepest block in an epoch: linear from the minimum in the first to the maximum in the last epoch.
+
+    Source: De-focus Attention Networks, the released training loop (constant inside an epoch).
+    """
+    progress = epoch / (num_epochs - 1) if num_epochs > 1 else 1.0
+    span = arguments.drop_path_rate - arguments.min_drop_path_rate
+    return arguments.min_drop_path_rate + span * min(1.0, progress)
