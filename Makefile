@@ -4,9 +4,9 @@ PYTHON ?= python3
 TORCH := 2.13.0
 OUTPUT ?= outputs/quickstart
 RECIPE ?= training/recipes/easy_vqa.yaml
-# Passed on as they are: make quickstart QUICKSTART_ARGS="--seed 1", make test PYTEST_ARGS="-n 2 -k causal".
+# Passed on as they are: make quickstart QUICKSTART_ARGS="--seed 1", make test PYTEST_ARGS="-k causal".
 QUICKSTART_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)  ## train on easy-VQA from nothing, score the official 
 	$(BIN)/python -m training.pipeline --config $(RECIPE) --output_dir $(OUTPUT) $(QUICKSTART_ARGS)
 
 test: $(INSTALLED)  ## run the whole test suite (CPU, offline)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -45,7 +45,8 @@ $(INSTALLED): pyproject.toml
 	@echo "Making $(VENV): torch $(TORCH) for CPU, then this project and its dependencies (about 2 minutes)"
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq 'torch==$(TORCH)+cpu' 2>/dev/null || \
-		$(BIN)/python -m pip install -qq --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)'
+		$(BIN)/python -m pip install -qq --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' 2>/dev/null || \
+		$(BIN)/python -m pip install -qq 'torch==$(TORCH)'
 	@$(BIN)/python -m pip install -qq --editable '.[quickstart,dev]'
 	@$(BIN)/python -c 'import importlib.util, sys, torch; \
 		torch.version.cuda and sys.exit("error: a CUDA build of torch was installed; run make clean and try again"); \
