@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Nothing is downloaded once .venv exists.
+# Nothing is downloaded once .venv exists (a change of pyproject.toml installs again).
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -45,8 +45,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Making $(VENV): torch $(TORCH) for CPU, then this project and its dependencies (about 2 minutes)"
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq 'torch==$(TORCH)+cpu' 2>/dev/null || \
-		$(BIN)/python -m pip install -qq --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' 2>/dev/null || \
-		$(BIN)/python -m pip install -qq 'torch==$(TORCH)'
+		$(BIN)/python -m pip install -qq --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)'
 	@$(BIN)/python -m pip install -qq --editable '.[quickstart,dev]'
 	@$(BIN)/python -c 'import importlib.util, sys, torch; \
 		torch.version.cuda and sys.exit("error: a CUDA build of torch was installed; run make clean and try again"); \

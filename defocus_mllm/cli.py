@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers.utils import logging as transformers_logging
 
 from .configuration_defocus import DefocusConfig
+from .console import run_script
 from .images import load_image
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from .loading import load_strictly
 
 CHAT_COMMANDS = "/image FILE (look at another picture, start over), /reset (start over), /exit"
 
@@ -109,8 +106,8 @@ def load_model(directory: str | Path) -> tuple[Any, Any]:
 
     Raises:
         FileNotFoundError: the directory or its config.json is missing.
-        OSError: the weights or the processor's files are missing.
-        ValueError: the directory holds another kind of model, or damaged weights.
+        OSError: the processor's files are missing.
+        ValueError: the directory holds another kind of model, or damaged or missing weights.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -125,10 +122,7 @@ def load_model(directory: str | Path) -> tuple[Any, Any]:
         )
     transformers_logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(directory, local_files_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{directory}: the weights are damaged: {error}") from error
+    model = load_strictly(AutoModelForImageTextToText, directory, dtype="auto")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
@@ -230,24 +224,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for a mistake of the user's, 130 when interrupted.
-
-    A mistake is reported as one `error: ...` line; DEFOCUS_DEBUG=1 in the environment shows its traceback.
-    """
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run a command; leaves the process with 0, 2 for a mistake of the user's, 130 when interrupted."""
     arguments = build_parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        _note("error: interrupted")
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("DEFOCUS_DEBUG") == "1":
-            raise
-        _note("error: " + " ".join(str(error).split()))
-        return EXIT_USER_ERROR
-    return 0
+    run_script(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 # Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
@@ -62,7 +63,9 @@ class DefocusVisionConfig(PreTrainedConfig):
     """Configuration of the 1D causal vision encoder; the defaults are De-focus ViT-Base (paper, section 5.1).
 
     Raises:
-        ValueError: a field is unknown, or two fields contradict each other; the message names the field.
+        ValueError: a field is unknown.
+        StrictDataclassError: (of huggingface_hub) a value is of the wrong type or out of range, or two fields
+            contradict each other. Every message names the field.
     """
 
     model_type = "defocus_vision"
@@ -93,7 +96,7 @@ class DefocusVisionConfig(PreTrainedConfig):
     num_channels: int = 3
     """Channels of an image."""
     class_token: bool = True
-    """Whether a class token ends the sequence: the last position, the only one that has seen the whole image."""
+    """Whether a class token ends the sequence: like registers, and unlike most patches, it has seen the whole image."""
     num_registers: int = 0
     """Learnable tokens between the patches and the class token."""
     use_absolute_position_embeddings: bool = True
@@ -114,7 +117,15 @@ class DefocusVisionConfig(PreTrainedConfig):
         super().__post_init__(**{"auto_map": dict(_VISION_AUTO_MAP), **kwargs})
 
     def validate_architecture(self) -> None:
-        """Called by the strict dataclass after every assignment of the constructor."""
+        """Called by the strict dataclass once all fields are set."""
+        positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
+        for name in (*positive, "patch_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.num_registers < 0:
+            raise ValueError(f"num_registers must not be negative, not {self.num_registers}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown; Transformers has {', '.join(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
@@ -184,6 +195,9 @@ class DefocusConfig(PreTrainedConfig):
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
+        vocab_size = getattr(self.text_config, "vocab_size", None)
+        if vocab_size is not None and not 0 <= self.image_token_id < vocab_size:
+            raise ValueError(f"image_token_id {self.image_token_id} lies outside the vocabulary of {vocab_size} tokens")
 
     @property
     def num_image_tokens(self) -> int:

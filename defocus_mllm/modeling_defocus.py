@@ -88,7 +88,7 @@ class DefocusModel(DefocusPreTrainedModel):
 
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
-        # The decay multiplies the logits, which no attention back end but plain PyTorch can do.
+        # The decay multiplies the logits; that is not implemented for other attention back ends.
         config.vision_config._attn_implementation = "eager"
         self.vision_tower = DefocusVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DefocusMultiModalProjector(config)
@@ -138,6 +138,25 @@ class DefocusModel(DefocusPreTrainedModel):
         )
         return placeholders.unsqueeze(-1)
 
+    def _embed(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        starts: bool,
+    ) -> torch.Tensor:
+        """Word embeddings with image tokens in place of their placeholders; `starts`: nothing is cached yet."""
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_features is not None:
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            return inputs_embeds.masked_scatter(placeholders, image_features)
+        if input_ids is not None and starts:
+            no_placeholder = (input_ids != self.config.image_token_id).all()
+            torch_compilable_check(no_placeholder, "the text has image placeholders, but no image was given")
+        return inputs_embeds
+
     @can_return_tuple
     def forward(
         self,
@@ -162,17 +181,12 @@ class DefocusModel(DefocusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
         images = (mm_encoder_outputs or {}).get("image")
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, return_dict=True)
-        image_features = None
-        if images is not None:
-            per_image: list[torch.Tensor] = images["pooler_output"]
-            image_features = torch.cat(per_image).to(inputs_embeds.device, inputs_embeds.dtype)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders, image_features)
+        image_features = None if images is None else torch.cat(images["pooler_output"])
+        starts = past_key_values is None or past_key_values.get_seq_length() == 0
+        inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

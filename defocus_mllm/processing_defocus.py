@@ -20,7 +20,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-{{- bos_token -}}
+{{- bos_token or '' -}}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
 {{- '<|assistant|>' -}}{%- generation -%}{{- parts(message['content']) -}}{{- eos_token -}}{%- endgeneration -%}

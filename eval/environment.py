@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import subprocess
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 import transformers
 
+import defocus_mllm
+from eval.files import sha256_of_files, sha256_of_json
+
 
 def describe_environment() -> dict[str, Any]:
     """The `env` block of results.json."""
@@ -20,6 +24,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "code_sha": code_digest(),
         "cuda": torch.version.cuda,
         "gpu": gpu,
         "cpu_threads": torch.get_num_threads(),
@@ -27,6 +32,19 @@ def describe_environment() -> dict[str, Any]:
         "git": git_commit(Path(__file__).parent),
         "argv": sys.argv,
     }
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the code that turns a prompt into an answer: the installed `defocus_mllm`, and `eval/generator.py`."""
+    package = Path(defocus_mllm.__file__).parent
+    return sha256_of_json([sources_digest(package), sha256_of_files([Path(__file__).with_name("generator.py")])])
+
+
+def sources_digest(folder: Path) -> str:
+    """Digest of the *.py files below `folder`: the same wherever the same files are installed."""
+    files = sorted(folder.rglob("*.py"))
+    return sha256_of_json({file.relative_to(folder).as_posix(): sha256_of_files([file]) for file in files})
 
 
 def git_commit(folder: Path) -> str | None:

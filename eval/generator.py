@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 import defocus_mllm  # noqa: F401 (registers the model with the Auto classes)
+from eval.environment import code_digest
 from eval.files import sha256_of_files
 from eval.images import ImageCache
 from eval.samples import Prediction
@@ -36,11 +38,15 @@ class Generator(Protocol):
     def fingerprint(self) -> str:
         """Digest of everything in the checkpoint that shapes an answer."""
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions of code and libraries, and the kind of device: another one may give another answer."""
+
     def describe(self) -> dict[str, Any]:
         """The `model` block of results.json."""
 
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
-        """The generation settings; together with checkpoint, prompt and images they determine the answer."""
+        """The generation settings; with checkpoint, environment, prompt and images they determine the answer."""
 
     def prompt_length(self, prompt: str) -> int:
         """Number of text tokens of a prompt, the key batches are sorted by."""
@@ -58,13 +64,14 @@ class TransformersGenerator:
 
     Raises:
         FileNotFoundError: `model_dir` is no checkpoint.
+        ValueError: there is no such device, or it cannot be used here.
     """
 
     def __init__(self, model_dir: Path, device: str | None = None) -> None:
         if not (model_dir / "config.json").is_file():
             raise FileNotFoundError(f"{model_dir / 'config.json'}: no such file: --model must be a saved model")
         self.model_dir = model_dir
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto").eval()
         self.model.to(device=self.device)
@@ -72,6 +79,16 @@ class TransformersGenerator:
         files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
         self.fingerprint = sha256_of_files(path for path in files if path.name not in _FILES_ABOUT_THE_RUN)
         self._weights_sha = sha256_of_files(path for path in files if path.suffix == ".safetensors")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Not part of `settings`, and so of the run id, which says what was measured and not where."""
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": self.device.type,
+            "code_sha": code_digest(),
+        }
 
     def describe(self) -> dict[str, Any]:
         """The `model` block of results.json; `params` counts shared weights once."""
@@ -156,3 +173,16 @@ class TransformersGenerator:
             n_out=len(tokens) + finished,
             secs=round(seconds, 6),
         )
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, tried out; None takes the GPU if there is one. ValueError names --device."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own way to be absent
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"--device {name!r} cannot be used: {reason}; try cpu, or leave --device out") from error
+    return device

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from eval.files import json_line, parse_row, write_atomically
+from eval.files import json_line, parse_row
 from eval.samples import Prediction
 
 _SECONDS_BETWEEN_SYNCS = 5.0
@@ -17,9 +17,9 @@ _SECONDS_BETWEEN_SYNCS = 5.0
 class PredictionJournal:
     """Predictions on disk as soon as they are made, one JSON line each, flushed after every batch.
 
-    Every line carries the key of what produced it (model, prompt, images, generation settings). On opening, lines with
-    the expected key count as `finished`; a last line torn by a kill is dropped; lines with another key are counted as
-    `stale`, and the old file is kept beside the new one as `*.previous.jsonl`.
+    Every line carries the key of what produced it (model, prompt, images, settings, environment). On opening, lines
+    with the expected key are `finished`; those of the same samples with another key are counted in `other_keys`. They
+    stay in the file, where a later run that expects their key finds them. Only a last line torn by a kill is cut off.
 
     Args:
         path: the file; created if missing.
@@ -33,12 +33,9 @@ class PredictionJournal:
         self._keys = keys
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = _drop_torn_line_and_read(path)
-        fresh = [(prediction, key) for prediction, key in entries if keys.get(prediction.id) == key]
-        self.finished = {prediction.id: prediction for prediction, _ in fresh}
-        self.stale = sum(prediction.id in keys for prediction, _ in entries) - len(fresh)
-        if self.stale:
-            os.replace(path, path.with_suffix(".previous.jsonl"))
-            write_atomically(path, "".join(json_line(prediction.to_row() | {"key": key}) for prediction, key in fresh))
+        asked = [(prediction, key == keys[prediction.id]) for prediction, key in entries if prediction.id in keys]
+        self.finished = {prediction.id: prediction for prediction, has_key in asked if has_key}
+        self.other_keys = sum(not has_key for _, has_key in asked)
         self._file = path.open("a", encoding="utf-8")
         self._synced = time.monotonic()
 

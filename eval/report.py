@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.console import run_script
-from eval.files import write_atomically
+from defocus_mllm.console import run_script
+from defocus_mllm.files import write_text_atomically
 from eval.report_data import gather
 
 
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from eval.report_page import render
     except ModuleNotFoundError as error:
         raise ValueError(f"the report needs {error.name}: pip install 'defocus-mllm[quickstart]'") from error
-    write_atomically(arguments.output, render(report))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(arguments.output, render(report))
     print(f"report: {arguments.output}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from eval.files import read_json, read_json_lines
 from eval.registry import Baseline, get_benchmark
+from eval.results import read_results
 
 MOST_WRONG_SHOWN = 60
 RIGHT_SHOWN = 60
@@ -45,7 +46,7 @@ def gather(evaluation: Path, run_folders: Sequence[Path]) -> Report:
     Raises:
         FileNotFoundError, ValueError: a file is missing or malformed; the message names it.
     """
-    results = read_json(evaluation / "results.json")
+    results = read_results(evaluation / "results.json")
     samples = read_json_lines(evaluation / "samples.jsonl")
     benchmark = get_benchmark(results["benchmark"]["name"])
     wrong = [sample for sample in samples if sample["score"] < 1]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
 from eval.report_style import PAGE
 from eval.results import format_estimate
+
+_FORMATS_OF_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 
 
 def render(report: Report) -> str:
@@ -99,7 +104,7 @@ def _gallery(report: Report) -> str:
     shown_right = len(report.gallery) - shown_wrong
     kinds = sorted({value for sample in report.gallery for value in sample["categories"].values()})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
-    images = {name: _data_uri(report.image_root / name) for sample in report.gallery for name in sample["images"]}
+    images = {name: _data_uri(report.image_root, name) for sample in report.gallery for name in sample["images"]}
     cards = "".join(_card(sample, images) for sample in report.gallery)
     return (
         f"<p>Shown: {shown_wrong} of {report.wrong:,} wrong answers, {shown_right} of {report.right:,} right ones, "
@@ -122,10 +127,20 @@ def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
     )
 
 
-def _data_uri(path: Path) -> str:
+def _data_uri(root: Path, name: str) -> str:
+    """An image of the benchmark as a data URI; no other file may enter a page that is made to be passed on."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"samples.jsonl: image {name!r} lies outside the images of the benchmark in {root}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file: the report needs the images of the benchmark")
-    return f"data:image/{path.suffix.lstrip('.').lower()};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BROWSERS) as image:
+            media_type = Image.MIME[str(image.format)]
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not an image ({', '.join(_FORMATS_OF_BROWSERS)})") from error
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def _runs(runs: Iterable[Run]) -> str:

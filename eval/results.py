@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from defocus_mllm.files import write_text_atomically
 from eval.bootstrap import estimate
 from eval.environment import describe_environment
-from eval.files import json_line, sha256_of_json, write_atomically
+from eval.files import json_line, read_json, sha256_of_json
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -147,8 +148,23 @@ def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def write_results(output: Path, results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Write samples.jsonl, then results.json, each atomically: where results.json is, samples.jsonl is whole."""
-    write_atomically(output / "samples.jsonl", "".join(json_line(row) for row in rows))
-    write_atomically(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(output / "samples.jsonl", "".join(json_line(row) for row in rows))
+    write_text_atomically(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results.json of the schema version written here.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: malformed JSON, or another schema version; the message names the file.
+    """
+    results = read_json(path)
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema_version must be {SCHEMA_VERSION}, found {version!r}: evaluate again")
+    return dict(results)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.console import run_script
+from defocus_mllm.console import run_script
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
-from eval.results import build_results, score_samples, summary, write_results
+from eval.results import build_results, read_results, score_samples, summary, write_results
 from eval.runner import generate_answers
 
 DEFAULT_BATCH_SIZE = 64
@@ -51,16 +51,24 @@ def evaluate(
     """Evaluate a model on one benchmark, write `output`/BENCHMARK and return the summary to print.
 
     Raises:
-        FileNotFoundError, ValueError: data or images missing, malformed or not the official ones.
+        FileNotFoundError, ValueError: data or images missing, malformed or not the official ones; `limit` would replace
+            a complete result by a partial one.
     """
     folder = output / benchmark.name
     data = benchmark.load_verified(data_root)
     samples = data.samples[:limit]
+    result, journal = folder / "results.json", folder / "predictions.jsonl"
+    if len(samples) < len(data.samples) and result.is_file() and not read_results(result).get("partial"):
+        raise ValueError(
+            f"{folder}: holds a complete result, which --limit {limit} would replace: give another --output"
+        )
     # While predictions are being made, no result of an earlier model may stand beside them.
-    (folder / "results.json").unlink(missing_ok=True)
-    answers = generate_answers(benchmark, data.root, samples, generator, folder / "predictions.jsonl", batch_size)
-    if answers.stale:
-        print(f"{benchmark.name}: {answers.stale} predictions of another model set aside in predictions.previous.jsonl")
+    answers = generate_answers(benchmark, data.root, samples, generator, journal, batch_size, outdated=result)
+    if answers.other_keys:
+        print(
+            f"{journal}: {answers.other_keys} predictions made with another model, image, setting or version: "
+            "kept, not used"
+        )
     rows = score_samples(benchmark, samples, {prediction.id: prediction for prediction in answers.predictions})
     results = build_results(
         benchmark,

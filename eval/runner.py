@@ -20,11 +20,11 @@ from eval.samples import Prediction, Sample
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions in sample order; how many were resumed or stale (see journal.py); seconds spent on the rest."""
+    """Predictions in sample order; how many were resumed, or had another key (see journal.py); seconds of the rest."""
 
     predictions: list[Prediction]
     resumed: int
-    stale: int
+    other_keys: int
     wall_s: float
 
     @property
@@ -40,8 +40,12 @@ def generate_answers(
     generator: Generator,
     journal_path: Path,
     batch_size: int,
+    outdated: Path | None = None,
 ) -> Answers:
     """Answer every sample, resuming from the journal; a killed run loses at most the batch it was working on.
+
+    `outdated` is the file of an earlier result, removed as soon as there is a first new batch of answers: a run that
+    fails before that, or finds all answers in the journal, leaves it alone.
 
     Raises:
         FileNotFoundError: images are missing; all are checked before the first is used.
@@ -51,27 +55,30 @@ def generate_answers(
     images = sorted({image for request in requests for image in request.images})
     check_images_exist(images)
     digests = {image: sha256_of_files([image]) for image in images}
-    settings = generator.settings(benchmark.max_new_tokens)
-    keys = {request.id: _key(request, digests, generator.fingerprint, settings) for request in requests}
+    maker = [generator.fingerprint, generator.settings(benchmark.max_new_tokens), generator.environment]
+    keys = {request.id: _key(request, digests, maker) for request in requests}
     with PredictionJournal(journal_path, keys) as journal:
         resumed = sum(request.id in journal.finished for request in requests)
         pending = [request for request in requests if request.id not in journal.finished]
         started = time.perf_counter()
         with tqdm(total=len(requests), initial=resumed, desc=benchmark.name, unit="sample") as progress:
             for batch in length_sorted_batches(pending, generator.prompt_length, batch_size):
-                journal.append(generator.generate(batch, benchmark.max_new_tokens))
+                predictions = generator.generate(batch, benchmark.max_new_tokens)
+                if outdated is not None:
+                    outdated.unlink(missing_ok=True)
+                journal.append(predictions)
                 progress.update(len(batch))
-        predictions = [journal.finished[request.id] for request in requests]
-        return Answers(predictions, resumed, journal.stale, time.perf_counter() - started)
+        answers = [journal.finished[request.id] for request in requests]
+        return Answers(answers, resumed, journal.other_keys, time.perf_counter() - started)
 
 
 def _request(benchmark: Benchmark, root: Path, sample: Sample) -> Request:
     return Request(sample.id, benchmark.prompt(sample), tuple(root / image for image in sample.images))
 
 
-def _key(request: Request, digests: dict[Path, str], model_fingerprint: str, settings: dict[str, Any]) -> str:
+def _key(request: Request, digests: dict[Path, str], maker: list[Any]) -> str:
     """Digest of everything the answer depends on: an answer under the same key need not be generated again."""
-    return sha256_of_json([model_fingerprint, request.prompt, [digests[path] for path in request.images], settings])
+    return sha256_of_json([maker, request.prompt, [digests[path] for path in request.images]])
 
 
 def length_sorted_batches(

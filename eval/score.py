@@ -2,7 +2,8 @@
 
     python -m eval.score --benchmark easy_vqa --predictions FILE --output DIR
 
-FILE is JSON Lines with `id` and `text` (predictions.jsonl and samples.jsonl of `eval.run` are such files).
+FILE is JSON Lines with `id` and `text`, such as samples.jsonl of `eval.run` (its predictions.jsonl too, unless that
+holds the answers of several models).
 Writes DIR/{samples.jsonl, results.json}. A file that does not cover the benchmark gets no headline number.
 """
 
@@ -12,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.console import run_script
+from defocus_mllm.console import run_script
 from eval.files import read_json_lines, sha256_of_files
 from eval.registry import get_benchmark
 from eval.results import build_results, score_samples, summary, write_results
@@ -58,7 +59,7 @@ def read_predictions(path: Path, known_ids: set[str]) -> dict[str, Prediction]:
         if prediction.id not in known_ids:
             raise ValueError(f"{where}: {prediction.id!r} is no sample of this benchmark")
         if prediction.id in predictions:
-            raise ValueError(f"{where}: a second prediction for {prediction.id!r}; keep one")
+            raise ValueError(f"{where}: a second prediction for {prediction.id!r}: keep one (samples.jsonl has one)")
         predictions[prediction.id] = prediction
     return predictions
 

@@ -121,12 +121,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config {path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise ArgumentsError(f"--config {path}: not UTF-8 text (byte {error.start})") from error
     try:
         recipe = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ArgumentsError(f"{path}{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ArgumentsError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ArgumentsError(f"{path}: expected fields with values at the top, found {type(recipe).__name__}")
     return recipe

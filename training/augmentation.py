@@ -1,7 +1,8 @@
-"""Augmentations of a batch of pictures, each picture with its own draw, all from one given random generator."""
+"""Augmentations of a batch of pictures, each picture with its own random generator."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,27 +29,24 @@ class Augmentation:
         if self.max_shift < 0:
             raise ValueError(f"max_shift must not be negative, but is {self.max_shift}")
 
-    def __call__(self, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A new tensor of the same shape; the draws depend on `generator` and the batch size only."""
-        pixel_values = random_flip(pixel_values, self.horizontal_flip, -1, generator)
-        pixel_values = random_flip(pixel_values, self.vertical_flip, -2, generator)
-        return random_shift(pixel_values, self.max_shift, generator)
+    def __call__(self, pixel_values: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """A new tensor of the same shape; the draws for a picture depend on its own generator alone."""
+        draws = torch.stack([torch.rand(4, generator=generator) for generator in generators]).to(pixel_values.device)
+        pixel_values = flip(pixel_values, draws[:, 0] < self.horizontal_flip, -1)
+        pixel_values = flip(pixel_values, draws[:, 1] < self.vertical_flip, -2)
+        shifts = (draws[:, 2:] * (2 * self.max_shift + 1)).floor().long() - self.max_shift
+        return shift(pixel_values, shifts)
 
 
-def random_flip(
-    pixel_values: torch.Tensor, probability: float, dimension: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Mirror each picture of the batch along `dimension` (-1 left/right, -2 top/bottom) with `probability`."""
-    chosen = torch.rand(len(pixel_values), generator=generator) < probability
-    chosen = chosen.to(pixel_values.device)[:, None, None, None]
-    return torch.where(chosen, pixel_values.flip(dimension), pixel_values)
+def flip(pixel_values: torch.Tensor, chosen: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Mirror the `chosen` pictures, (batch,) bool, along `dimension` (-1 left/right, -2 top/bottom)."""
+    return torch.where(chosen[:, None, None, None], pixel_values.flip(dimension), pixel_values)
 
 
-def random_shift(pixel_values: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
-    """Move each picture by whole pixels, uniformly from -max_shift to max_shift on both axes, edges replicated."""
+def shift(pixel_values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Move each picture down and to the right by `shifts`, (batch, 2) whole pixels, edges replicated."""
     batch, channels, height, width = pixel_values.shape
-    shifts = torch.randint(-max_shift, max_shift + 1, (2, batch, 1), generator=generator).to(pixel_values.device)
-    rows = (torch.arange(height, device=pixel_values.device) - shifts[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=pixel_values.device) - shifts[1]).clamp(0, width - 1)
+    rows = (torch.arange(height, device=pixel_values.device) - shifts[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=pixel_values.device) - shifts[:, 1:]).clamp(0, width - 1)
     shifted = pixel_values.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
     return shifted.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))

@@ -22,22 +22,19 @@ import numpy
 import torch
 from torch import nn
 
-from training.files import (
+from defocus_mllm.files import (
     PARTIAL_PREFIX,
     explain_write_error,
     file_sha256,
     synchronise_directory,
-    synchronise_tree,
     write_json_atomically,
 )
+from defocus_mllm.loading import CheckpointError, load_strictly
+from training.files import synchronise_tree
 
 MANIFEST = "manifest.json"
 TRAINING_STATE = "training_state.pt"
 STEP_FOLDER = re.compile(r"step-(\d+)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names it and why."""
 
 
 class Savable(Protocol):
@@ -79,15 +76,11 @@ def save_checkpoint(
         _discard(directory)  # only an invalid checkpoint of the same step can be in the way
         os.replace(partial, directory)
         synchronise_directory(directory.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise explain_write_error(error, directory) from error
     except BaseException as error:
+        raise _explained(error, directory) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if "No space left" in str(error):  # torch.save and safetensors wrap ENOSPC in errors of their own
-            raise explain_write_error(OSError(errno.ENOSPC, "No space left on device"), directory) from error
-        raise
-    _limit(directory.parent, save_total_limit)
+    _limit(directory, save_total_limit)
     return directory
 
 
@@ -111,8 +104,8 @@ def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
                 shutil.rmtree(directory / path.name, ignore_errors=True)
             os.replace(path, directory / path.name)
         synchronise_directory(directory)
-    except OSError as error:
-        raise explain_write_error(error, directory) from error
+    except BaseException as error:
+        raise _explained(error, directory) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -165,19 +158,6 @@ def load_training_state(directory: str | Path) -> dict[str, Any]:
     return torch.load(Path(directory) / TRAINING_STATE, map_location="cpu", weights_only=True)
 
 
-def load_strictly(model_class: Any, directory: str | Path, what: str, dtype: torch.dtype = torch.float32) -> Any:
-    """`model_class.from_pretrained(directory)`, refusing weights that would silently stay at their initial values.
-
-    Raises `CheckpointError` naming `what`, the folder and the first parameter that is missing or of another shape.
-    """
-    model, report = model_class.from_pretrained(directory, dtype=dtype, output_loading_info=True)
-    for problem in ("missing_keys", "mismatched_keys"):
-        if report.get(problem):
-            name = sorted(str(key) for key in report[problem])[0]
-            raise CheckpointError(f"{what} {directory}: {problem.replace('_', ' ')}, first {name}")
-    return model
-
-
 def load_model_weights(model: nn.Module, directory: str | Path) -> None:
     """Copy the weights saved in `directory` into `model`, bit for bit; `CheckpointError` when they do not fit."""
     loaded = load_strictly(type(model), directory, "checkpoint", next(model.parameters()).dtype)
@@ -207,6 +187,15 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def _explained(error: BaseException, directory: Path) -> BaseException:
+    """The error, or a message to act on when the disk is full; safetensors and torch.save wrap that in their own."""
+    if isinstance(error, OSError):
+        return explain_write_error(error, directory)
+    if "No space left" in str(error):
+        return explain_write_error(OSError(errno.ENOSPC, "No space left on device"), directory)
+    return error
+
+
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
@@ -222,7 +211,10 @@ def _discard(directory: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _limit(checkpoints: Path, save_total_limit: int) -> None:
+def _limit(newest: Path, save_total_limit: int) -> None:
+    """Keep `newest` and those before it. Later steps are of a run that was taken up again from an earlier one."""
     if save_total_limit > 0:
-        for _, directory in list_checkpoints(checkpoints)[:-save_total_limit]:
+        names = [directory for _, directory in list_checkpoints(newest.parent)]
+        position = names.index(newest)
+        for directory in [*names[position + 1 :], *names[: max(0, position + 1 - save_total_limit)]]:
             _discard(directory)

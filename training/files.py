@@ -1,58 +1,12 @@
-"""Files written so that a kill or a full disk never leaves half of one, and fingerprints that say what was read."""
+"""What a run folder needs of the file system: room, order, and fingerprints of what was read."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-PARTIAL_PREFIX = ".partial-"
-"""Names beginning like this are unfinished work of a run that stopped; they are never read and may be deleted."""
-
-
-class DiskFullError(OSError):
-    """No space left (or a quota reached) while writing; what was written before is untouched."""
-
-
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Replace `path` by `text` in one step: a reader sees the old content or the new one, never a part.
-
-    Raises `DiskFullError` when the disk is full; the old content is then still there.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise explain_write_error(error, path) from error
-    synchronise_directory(path.parent)
-
-
-def write_json_atomically(path: str | Path, value: Any) -> None:
-    """`write_text_atomically` for JSON, indented, with a final newline."""
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def synchronise_directory(directory: str | Path) -> None:
-    """Ask the file system to remember the directory's entries (a rename is lost by a power cut otherwise)."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
+from defocus_mllm.files import PARTIAL_PREFIX, combined_sha256, file_sha256, synchronise_directory
 
 
 def synchronise_tree(directory: str | Path) -> None:
@@ -97,21 +51,6 @@ def remove_partial_work(directory: str | Path) -> list[str]:
     return removed
 
 
-def explain_write_error(error: OSError, path: str | Path) -> OSError:
-    """The same error with a sentence a user can act on when the disk is full; any other error unchanged."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(
-            error.errno, f"no space left while writing {path}; nothing older was lost: free some space and start again"
-        )
-    return error
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of one file's bytes."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def fingerprint(path: str | Path) -> str:
     """SHA-256 that identifies an input: a file's bytes, or a model folder's configuration, weights and tokenizer.
 
@@ -125,14 +64,6 @@ def fingerprint(path: str | Path) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist")
     return combined_sha256(sorted(file for file in path.iterdir() if _defines_a_model(file)))
-
-
-def combined_sha256(files: Iterable[Path]) -> str:
-    """SHA-256 over names and contents of `files`, in the order given."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def _defines_a_model(file: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from defocus_mllm.images import ImageError
 from training.images import PixelLoader
 from training.records import read_records, record_name
 
@@ -42,8 +43,11 @@ class LabelledImageDataset(Dataset[dict[str, torch.Tensor]]):
         label_names: list[str],
         pixels: PixelLoader,
         report: dict[str, Any],
+        records: list[str],
     ) -> None:
         self.paths = paths
+        self.records = records
+        """Where each picture comes from, for messages: `metadata.jsonl[12]`."""
         self.labels = labels
         """(samples,) long: the class; or (samples, num_labels) float: 1 holds, 0 does not, -1 unknown."""
         self.label_names = label_names
@@ -66,7 +70,10 @@ class LabelledImageDataset(Dataset[dict[str, torch.Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self._pixels(self.paths[index]), "labels": self.labels[index]}
+        try:
+            return {"pixel_values": self._pixels(self.paths[index]), "labels": self.labels[index]}
+        except (ImageError, FileNotFoundError) as error:
+            raise type(error)(f"{self.report['file']}: {self.records[index]}: {error}") from error
 
 
 def collate_labelled_images(samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -100,7 +107,7 @@ def load_labelled_images(
     usable = [file for file in files if os.path.isfile(file.path)] if missing else files
     if not usable:
         raise ValueError(f"{path} holds no usable picture: {'; '.join((problems + missing)[:_NAMED_IN_MESSAGE])}")
-    labels, names = _class_labels(usable) if kind == "label" else _attribute_labels(usable)
+    labels, names = _class_labels(usable, path) if kind == "label" else _attribute_labels(usable)
     report = {
         "file": str(path),
         "records": len(records),
@@ -109,7 +116,9 @@ def load_labelled_images(
         "label_counts": _label_counts(labels, names),
     }
     paths = [file.path for file in usable]
-    return LabelledImageDataset(paths, labels, names, PixelLoader(image_processor, cache_bytes), report)
+    return LabelledImageDataset(
+        paths, labels, names, PixelLoader(image_processor, cache_bytes), report, [file.record for file in usable]
+    )
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -154,11 +163,12 @@ def _check_record(record: dict[str, Any], name: str, path: Path, kind: str, attr
     return _LabelledFile(name, image, label)
 
 
-def _class_labels(files: list[_LabelledFile]) -> tuple[torch.Tensor, list[str]]:
+def _class_labels(files: list[_LabelledFile], path: Path) -> tuple[torch.Tensor, list[str]]:
     """Numbers are kept as they are (classes 0 to the largest); names are numbered in alphabetical order."""
     kinds = {type(file.label) for file in files}
     if len(kinds) > 1:
-        raise ValueError('"label" is a name in some records and a number in others; use one of the two')
+        other = next(file.record for file in files if type(file.label) is not type(files[0].label))
+        raise ValueError(f'{path}: "label" is a name in some records and a number in others, first {other}; use one')
     if kinds == {int}:
         names = [str(number) for number in range(max(file.label for file in files) + 1)]
         return torch.tensor([file.label for file in files]), names

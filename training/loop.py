@@ -134,7 +134,7 @@ class TrainingLoop:
             seed=arguments.seed,
         )
         self.total_steps = self.plan.total_steps(arguments.num_train_epochs, arguments.max_steps)
-        self.num_epochs = max(1, math.ceil(round(self.plan.epoch_at(self.total_steps), 9)))
+        self.num_epochs = int(self.plan.epoch_at(self.total_steps - 1)) + 1
         self.warmup_steps = math.ceil(arguments.warmup_ratio * self.total_steps)
         self.output_dir = Path(arguments.output_dir)
         self.metrics = MetricsFile(self.output_dir)
@@ -201,6 +201,7 @@ class TrainingLoop:
                 sampler=sampler,
                 batch_size=None,
                 num_workers=workers,
+                multiprocessing_context="fork" if workers else None,  # load_batch is a closure, which does not pickle
                 collate_fn=_unchanged,
                 pin_memory=self.accelerator.device.type == "cuda",
                 # of its own, since a DataLoader draws from the global generator otherwise, which a resumed run would
@@ -301,7 +302,7 @@ class TrainingLoop:
                 raise NonFiniteLossError(
                     f"{self.stage.name}: loss {loss} and gradient norm {norm} at step {offset + 1} of "
                     f"{self.total_steps}; lower learning_rate (now {self.arguments.learning_rate:g}) or raise "
-                    "warmup_ratio, and start again from the last checkpoint"
+                    "warmup_ratio, and start again in a new output_dir"
                 )
 
     # --- what it tells ------------------------------------------------------------------------------------------------

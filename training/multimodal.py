@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from defocus_mllm import (
     DefocusProcessor,
     DefocusVisionModel,
 )
+from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
-from training.checkpointing import load_strictly
 from training.conversations import format_report, load_conversations
 from training.loop import Batch, Stage, count_supervised
 from training.sampling import SampleKey
@@ -51,7 +50,6 @@ def load_or_compose(arguments: MultimodalArguments) -> Multimodal:
     Raises `FileNotFoundError` or `ValueError` naming the argument and the folder.
     """
     if arguments.model:
-        require_model_folder("model", arguments.model)
         model = load_strictly(AutoModelForImageTextToText, arguments.model, "model")
         processor = AutoProcessor.from_pretrained(arguments.model)
         if not isinstance(model, DefocusForConditionalGeneration):
@@ -62,8 +60,6 @@ def load_or_compose(arguments: MultimodalArguments) -> Multimodal:
 
 def compose(arguments: MultimodalArguments) -> Multimodal:
     """Put an encoder and a causal language model together; only the projector between them is new."""
-    require_model_folder("vision_model", arguments.vision_model)
-    require_model_folder("language_model", arguments.language_model)
     vision = load_strictly(DefocusVisionModel, arguments.vision_model, "vision_model")
     language = load_strictly(AutoModelForCausalLM, arguments.language_model, "language_model")
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
@@ -78,48 +74,54 @@ def compose(arguments: MultimodalArguments) -> Multimodal:
     model = DefocusForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
     model.model.language_model.load_state_dict(language.base_model.state_dict())
-    model.lm_head.load_state_dict(language.get_output_embeddings().state_dict())
+    model.lm_head.load_state_dict(language.get_output_embeddings().state_dict(), strict=False)
+    check_head(model, language)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
     image_processor = DefocusImageProcessor.from_pretrained(arguments.vision_model)
-    processor = DefocusProcessor(
-        image_processor,
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
-        chat_template=None if set(CHAT_TOKENS) <= set(tokenizer.get_vocab()) else tokenizer.chat_template,
-    )
+    processor = DefocusProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
     return Multimodal(model, processor, notes)
 
 
-def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel) -> list[str]:
-    """Add the special tokens a De-focus MLLM needs and a foreign language model lacks; returns a line for the log.
+def check_head(model: DefocusForConditionalGeneration, language: PreTrainedModel) -> None:
+    """Raise `ValueError` unless the composed model gives the language model's own logits on words.
 
-    These are `<image>`, and the turn markers of our chat template where the tokenizer has no template of its own. The
-    language model's embedding grows with the vocabulary if it must.
+    Some decoders do more than one matrix product after the last layer (a bias, scaled or soft-capped logits); composed
+    without it they would silently be another model.
     """
-    needed = ["<image>"]
-    if not tokenizer.chat_template:
-        needed += CHAT_TOKENS
-    for role in ("bos_token", "eos_token"):
-        if getattr(tokenizer, role) is None:
-            raise ValueError(f"language_model: its tokenizer has no {role}, which the chat template needs")
-    missing = [token for token in needed if token not in tokenizer.get_vocab()]
+    input_ids = torch.arange(4, 12).remainder(language.config.vocab_size)[None]
+    input_ids[input_ids == model.config.image_token_id] = 0
+    with torch.no_grad():
+        own, composed = language.eval()(input_ids).logits, model.eval()(input_ids).logits
+    if not torch.allclose(own, composed, rtol=1e-3, atol=1e-4 * own.abs().max().item()):
+        raise ValueError(
+            f"language_model: the output layer of {language.config.model_type!r} does more than a matrix product, "
+            "which is not supported; choose another language model"
+        )
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel) -> list[str]:
+    """Add the special tokens that our chat template needs and a foreign language model lacks; returns log lines.
+
+    The embedding grows with the vocabulary if it must. Raises `ValueError` for a tokenizer without an end of turn.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError("language_model: its tokenizer has no eos_token, which ends every turn")
+    missing = [token for token in ("<image>", *CHAT_TOKENS) if token not in tokenizer.get_vocab()]
     added: dict[str, Any] = {"extra_special_tokens": missing} if missing else {}
     if tokenizer.pad_token is None:
         added["pad_token"] = "<pad>"
-    if not added:
-        return []
-    tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
-    if len(tokenizer) > language.get_input_embeddings().weight.size(0):  # type: ignore[operator, union-attr]
-        language.resize_token_embeddings(len(tokenizer))
-    names = [*missing, *(["<pad>"] if "pad_token" in added else [])]
-    return [f"added to the tokenizer of language_model: {', '.join(names)} ({len(tokenizer)} tokens now)"]
-
-
-def require_model_folder(argument: str, path: str) -> None:
-    """Raise `FileNotFoundError` unless `path` is a folder with a saved model (a hub name is not looked up)."""
-    if not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(f"{argument}: {path} holds no trained model (no config.json in it)")
+    notes = []
+    if tokenizer.chat_template:
+        notes.append("the chat template of language_model is replaced by the one of De-focus MLLM")
+        tokenizer.chat_template = None
+    if added:
+        tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
+        if len(tokenizer) > language.get_input_embeddings().weight.size(0):  # type: ignore[operator, union-attr]
+            language.resize_token_embeddings(len(tokenizer))
+        names = [*missing, *(["<pad>"] if "pad_token" in added else [])]
+        notes.append(f"added to the tokenizer of language_model: {', '.join(names)} ({len(tokenizer)} tokens now)")
+    return notes
 
 
 def components_of(model: DefocusForConditionalGeneration) -> dict[str, list[nn.Module]]:
@@ -140,37 +142,22 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
     )
     lengths: list[int] = []
-    num_pairs = 0
 
     def load_one(index: int) -> None:
-        nonlocal num_pairs
-        conversation = dataset[index]
-        num_pairs += sum(message["role"] == "assistant" for message in conversation.messages)
         try:
-            lengths.append(collate([conversation], [SampleKey(0, index)])["input_ids"].shape[1])
+            lengths.append(collate([dataset[index]], [SampleKey(0, index)])["input_ids"].shape[1])
         except ValueError as error:
-            raise ValueError(f"{arguments.data}: {conversation.record}: {error}") from error
+            raise ValueError(f"{arguments.data}: {error}") from error
 
     usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
 
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
         return collate([dataset[usable[key.sample]] for key in keys], keys)
 
-    def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
-        return forward(**batch, num_items_in_batch=items).loss
-
-    first = collate.choose_turns(dataset[usable[0]], SampleKey(0, 0))
+    first = dataset[usable[0]]
+    example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
     lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    if lengths:
-        counts = collate.counts
-        lines.append(
-            f"{len(lengths):,} conversations checked: {min(lengths)} to {max(lengths)} tokens; of their {num_pairs:,} "
-            f"pairs {counts['over_max_length']:,} are over max_length and {counts['over_max_turns']:,} over max_turns; "
-            f"{counts['kept_in_order']:,} conversations cannot be shuffled"
-        )
-    lines.append(
-        describe_supervision(processor.tokenizer, encode_conversation(processor, first, dataset[usable[0]].record))
-    )
+    lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
         model=model,
@@ -179,7 +166,35 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         num_samples=len(usable),
         load_batch=load_batch,
         count_items=count_supervised,
-        compute_loss=compute_loss,
+        compute_loss=answer_loss(model),
         sample_text="\n".join(lines),
         facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
     )
+
+
+def describe_check(lengths: Sequence[int], collate: ConversationCollator) -> str:
+    """What came out of collating conversations of these lengths, once each."""
+    if not lengths:
+        return "no conversation was checked"
+    counts = collate.counts
+    return (
+        f"{len(lengths):,} conversations checked: {min(lengths)} to {max(lengths)} tokens; in one epoch "
+        f"{counts['over_max_length']:,} pairs are over max_length and {counts['over_max_turns']:,} over max_turns; "
+        f"{counts['kept_in_order']:,} conversations cannot be shuffled"
+    )
+
+
+def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, Batch, int], torch.Tensor]:
+    """The loss on answers and ends of turn; a batch without images gives the image side zero gradients.
+
+    Without any gradient a run that trains only the image side could not step, and other processes would wait for it.
+    """
+    image_side = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+
+    def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
+        loss = forward(**batch, num_items_in_batch=items).loss
+        if "pixel_values" not in batch:
+            loss = loss + sum(0.0 * parameter.sum() for parameter in image_side if parameter.requires_grad)
+        return loss
+
+    return compute_loss

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defocus_mllm.console import run_script
+from defocus_mllm.files import write_json_atomically
 from training.argument_parsing import ArgumentsError, parse_arguments, recipe_values, split_config
 from training.arguments import SECTIONS, CommonArguments, EvaluationArguments, require
-from training.console import run_script
-from training.files import fingerprint, write_json_atomically
+from training.files import fingerprint
 from training.run_record import changed_arguments, read_run
 
 STAGES = ("stage0_language", "stage0_vision", "stage1", "stage2")
@@ -154,7 +155,7 @@ def is_finished(step: Step) -> bool:
     run = read_run(arguments.output_dir)
     if run is None or run["status"] != "complete" or run["stage"] != step.name:
         return False
-    if changed_arguments(run["arguments"], arguments):
+    if changed_arguments(run["arguments"], arguments) or not (Path(arguments.output_dir) / "config.json").is_file():
         return False
     return all(_same(getattr(arguments, name, ""), recorded) for name, recorded in run["inputs"].items())
 
@@ -195,8 +196,11 @@ def summary_record(config: str, arguments: PipelineArguments) -> dict[str, Any]:
     kept = ("benchmark", "partial", "metrics", "breakdown", "health", "protocol", "throughput")
     evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("eval/*/results.json"))]
     command = ["python", "-m", "training.pipeline", "--config", config, "--output_dir", arguments.output_dir]
+    command += ["--data_dir", arguments.data_dir]
+    command += ["--seed", str(arguments.seed)] if arguments.seed >= 0 else []
+    command += ["--cpu"] if arguments.cpu else []
     return {
-        "command": shlex.join([*command, *(["--seed", str(arguments.seed)] if arguments.seed >= 0 else [])]),
+        "command": shlex.join(command),
         **{name: last.get(name) for name in ("commit", "seed", "hardware", "versions", "parameters")},
         "train_seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "evaluation": [{name: result.get(name) for name in kept} for result in evaluations],

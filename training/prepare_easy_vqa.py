@@ -32,8 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.console import run_script
-from training.files import PARTIAL_PREFIX, file_sha256, write_text_atomically
+from defocus_mllm.console import run_script
+from defocus_mllm.files import PARTIAL_PREFIX, file_sha256, write_text_atomically
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")

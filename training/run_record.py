@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from training.files import fingerprint, write_json_atomically, write_text_atomically
+from defocus_mllm.files import write_json_atomically, write_text_atomically
+from training.files import fingerprint
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -79,15 +80,18 @@ class RunRecord:
 def read_run(output_dir: str | Path) -> dict[str, Any] | None:
     """Content of a run directory's `run.json`, or None where there is none.
 
-    Raises `ValueError` naming the file when it is not JSON.
+    Raises `ValueError` naming the file when it holds something else.
     """
     path = Path(output_dir) / RUN_FILE
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); move the folder away and start again") from error
+    if not isinstance(content, dict) or not {"stage", "status", "arguments", "inputs"} <= set(content):
+        raise ValueError(f"{path} is not the record of a run; move the folder away and start again")
+    return content
 
 
 def arguments_as_dict(arguments: Any) -> dict[str, Any]:

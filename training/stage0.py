@@ -16,9 +16,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from defocus_mllm.console import run_script
 from training.argument_parsing import parse_arguments
 from training.arguments import Stage0LanguageArguments, Stage0VisionArguments
-from training.console import run_script
 from training.language import build_language
 from training.stages import run_stage
 from training.vision import build_vision

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from defocus_mllm.console import run_script
 from training.argument_parsing import parse_arguments
 from training.arguments import Stage1Arguments
-from training.console import run_script
 from training.loop import Stage
 from training.multimodal import build_multimodal
 from training.stages import run_stage

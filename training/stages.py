@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from defocus_mllm.files import PARTIAL_PREFIX
 from training.arguments import CommonArguments
 from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
-from training.files import PARTIAL_PREFIX, check_writable, remove_partial_work
+from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
 from training.loop import Stage, TrainingLoop
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run

@@ -60,12 +60,6 @@ def _kind(tokenizer: Any, token_id: int, label: int) -> str:
     return "context" if label == IGNORED else "supervised"
 
 
-def conversation_lengths(processor: Any, conversations: Sequence[Conversation]) -> list[int]:
-    """Tokens of each conversation, image tokens included, without opening an image."""
-    encoder = encoder_for(processor)
-    return [encoder.count_tokens(conversation.messages, conversation.record) for conversation in conversations]
-
-
 def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
     """`input_ids`, `attention_mask`, `labels` (batch, longest), padded on the right; padding is not supervised."""
     padding = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORED}
@@ -134,7 +128,7 @@ class ConversationCollator:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
         system, pairs = _split_pairs(conversation)
         if self.shuffle_turns and key is not None and len(pairs) > 1:
-            pairs = self._shuffle(pairs, key)
+            pairs = self._shuffle(self._drop_overlong(system, pairs), key)
         if self.max_turns is not None and len(pairs) > self.max_turns:
             self.counts["over_max_turns"] += len(pairs) - self.max_turns
             pairs = pairs[: self.max_turns]
@@ -155,12 +149,26 @@ class ConversationCollator:
         shuffled[0] = [front | {"content": pictures + message_parts(front)}, *shuffled[0][1:]]
         return shuffled
 
+    def _length(self, system: list[Message], pairs: list[list[Message]]) -> int:
+        return encoder_for(self.processor).count_tokens(system + [message for pair in pairs for message in pair])
+
+    def _drop_overlong(self, system: list[Message], pairs: list[list[Message]]) -> list[list[Message]]:
+        """Without pairs that are too long even alone with the images: put first, they would leave nothing to learn."""
+        if self.max_length is None or self._length(system, pairs) <= self.max_length:
+            return pairs
+        pictures, first_question = _split_leading_images(pairs[0][0])
+        bare = [[first_question, *pairs[0][1:]], *pairs[1:]]
+        alone = [[pair[0] | {"content": pictures + message_parts(pair[0])}, *pair[1:]] for pair in bare]
+        fitting = [index for index, pair in enumerate(alone) if self._length(system, [pair]) <= self.max_length]
+        if not fitting:
+            return pairs
+        self.counts["over_max_length"] += len(pairs) - len(fitting)
+        return [alone[fitting[0]], *(bare[index] for index in fitting[1:])]
+
     def _cut_to_length(self, system: list[Message], pairs: list[list[Message]], record: str) -> list[list[Message]]:
         assert self.max_length is not None
-        encoder = encoder_for(self.processor)
         for kept in range(len(pairs), 0, -1):
-            messages = system + [message for pair in pairs[:kept] for message in pair]
-            length = encoder.count_tokens(messages, record)
+            length = self._length(system, pairs[:kept])
             if length <= self.max_length:
                 self.counts["over_max_length"] += len(pairs) - kept
                 return pairs[:kept]

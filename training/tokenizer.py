@@ -25,8 +25,8 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from training.console import run_script
-from training.files import PARTIAL_PREFIX
+from defocus_mllm.console import run_script
+from defocus_mllm.files import PARTIAL_PREFIX
 
 UNKNOWN, BEGIN, END, PAD = "<unk>", "<s>", "</s>", "<pad>"
 ADDED_TOKENS = {

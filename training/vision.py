@@ -32,8 +32,8 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
 
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
         batch = collate_labelled_images([dataset[usable[key.sample]] for key in keys])
-        generator = torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *keys[0]))
-        return {**batch, "pixel_values": augmentation(batch["pixel_values"], generator)}
+        generators = [torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *key)) for key in keys]
+        return {**batch, "pixel_values": augmentation(batch["pixel_values"], generators)}
 
     def count_known(batch: Batch) -> int:
         return int((batch["labels"] >= 0).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -22,13 +24,22 @@ from defocus_mllm import (
     DefocusProcessor,
     DefocusVisionConfig,
     DefocusVisionModel,
+    cli,
 )
-from defocus_mllm.cli import ChatSession, load_model, main
+from defocus_mllm.cli import ChatSession, load_model
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
 WORDS = ["what", "which", "color", "shape", "is", "it", "the", "a", "red", "blue", "circle", "square", "yes", "no"]
 QUESTION = "what color is the shape"
 ANSWER_LENGTH = "6"
+
+
+def main(words: list[str]) -> int:
+    """Exit code of the command line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -257,18 +268,29 @@ def test_damaged_weights(
             content = file.read_bytes()
             (damaged / file.name).write_bytes(content[:1000] if file.suffix == ".safetensors" else content)
     assert main(["chat", str(damaged), "--image", picture]) == 2
-    assert "damaged: the weights are damaged" in error_line(capsys)
+    assert f"the weights in {damaged} are damaged" in error_line(capsys)
+
+
+def test_missing_weights_are_not_made_up(
+    model_directory: Path, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = tmp_path / "lacking"
+    shutil.copytree(model_directory, lacking)
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.multi_modal_projector.linear_1.weight"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    assert main(["chat", str(lacking), "--image", picture]) == 2
+    expected = f"{lacking} lacks 1 weights, first model.multi_modal_projector.linear_1.weight"
+    assert expected in error_line(capsys)
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many"])
 def test_max_new_tokens_must_be_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["chat", "DIR", "--image", "F", "--max_new_tokens", value])
-    assert exit_.value.code == 2
+    assert main(["chat", "DIR", "--image", "F", "--max_new_tokens", value]) == 2
     assert "--max_new_tokens" in capsys.readouterr().err
 
 
 def test_debug_keeps_the_traceback(picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFOCUS_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        main(["chat", str(tmp_path / "nowhere"), "--image", picture])
+        cli.main(["chat", str(tmp_path / "nowhere"), "--image", picture])

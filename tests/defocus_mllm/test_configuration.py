@@ -3,6 +3,7 @@
 import pytest
 
 from defocus_mllm import DefocusConfig, DefocusForImageClassification, DefocusVisionConfig
+from defocus_mllm.console import USER_ERRORS
 
 
 @pytest.mark.parametrize(
@@ -16,16 +17,26 @@ from defocus_mllm import DefocusConfig, DefocusForImageClassification, DefocusVi
         ({"class_token": False}, "aux_loss='pooled'"),
         ({"decay": "learned"}, "decay"),
         ({"hidden_size": "768"}, "hidden_size"),
+        ({"patch_size": 0}, "patch_size must be positive"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be positive"),
+        ({"num_registers": -1}, "num_registers must not be negative"),
+        ({"hidden_act": "gulu"}, "hidden_act 'gulu' is unknown"),
     ],
 )
 def test_a_wrong_field_is_named(fields, message):
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(USER_ERRORS, match=message):
         DefocusVisionConfig(**fields)
 
 
 def test_an_unknown_field_of_the_multimodal_config_is_named():
     with pytest.raises(ValueError, match="unknown field 'projector_typ'; did you mean 'projector_type'"):
         DefocusConfig(projector_typ="linear")
+
+
+@pytest.mark.parametrize("image_token_id", [-1, 50])
+def test_the_placeholder_must_be_in_the_vocabulary(image_token_id):
+    with pytest.raises(ValueError, match=f"image_token_id {image_token_id} lies outside the vocabulary of 50"):
+        DefocusConfig(text_config={"model_type": "llama", "vocab_size": 50}, image_token_id=image_token_id)
 
 
 def test_image_tokens_are_patches_registers_and_class_token():

@@ -76,6 +76,12 @@ def test_placeholders_must_match_the_image_tokens(model, processor, count):
         model(input_ids=input_ids, pixel_values=torch.zeros(2, 3, 32, 32))
 
 
+def test_a_placeholder_without_an_image_is_refused(model, processor):
+    input_ids = torch.full((1, 3), processor.image_token_id)
+    with pytest.raises(ValueError, match="no image was given"):
+        model(input_ids=input_ids)
+
+
 def test_cached_and_uncached_generation_agree(model, processor, image):
     conversations = [[user("what color is the shape?", image)]]
     cached = answer(model, processor, conversations)

@@ -102,6 +102,12 @@ def test_every_mode_of_pillow_becomes_three_normalised_channels(mode):
     torch.testing.assert_close(pixels, torch.ones_like(pixels))  # white is 1 under mean 0.5 and std 0.5
 
 
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    deep = Image.fromarray(np.full((8, 8), 32896, dtype=np.uint16))
+    pixels = DefocusImageProcessor(size={"height": 8, "width": 8})(deep, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, torch.full((1, 3, 8, 8), 128 / 127.5 - 1), atol=1e-2, rtol=0)
+
+
 def test_pixels_equal_pillows_bicubic_resize():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))

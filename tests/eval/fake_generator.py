@@ -13,8 +13,9 @@ from eval.samples import Prediction
 class FakeGenerator:
     """Answers by a rule, records its batches, and dies before batch `dies_at` as if the power failed."""
 
-    def __init__(self, fingerprint: str = "model-a", dies_at: int | None = None) -> None:
+    def __init__(self, fingerprint: str = "model-a", dies_at: int | None = None, device: str = "cpu") -> None:
         self.fingerprint = fingerprint
+        self.environment = {"device": device}
         self.batches: list[list[Request]] = []
         self._dies_at = dies_at
 

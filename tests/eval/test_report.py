@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the report needs the extra [quickstart]")
 
@@ -84,3 +85,37 @@ def test_missing_run_files_are_named(evaluation: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/metrics\.jsonl: no such file"):
         write_report(evaluation, tmp_path / "nowhere")
     assert not (evaluation.parent / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../../secret.png", "lies outside the images of the benchmark"),
+        ("{absolute}", "lies outside the images of the benchmark"),
+        ("images/link.png", "lies outside the images of the benchmark"),
+        ("questions.json", "questions.json: not an image"),
+        ("images/text.png", "text.png: not an image"),
+    ],
+)
+def test_only_images_of_the_benchmark_enter_the_page(
+    evaluation: Path, data_root: Path, name: str, message: str
+) -> None:
+    secret = data_root.parent / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    images = data_root / "easy_vqa" / "test" / "images"
+    (images / "link.png").symlink_to(secret)
+    (images / "text.png").write_text("password")
+    samples = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text().splitlines()]
+    samples[0]["images"] = [name.format(absolute=secret)]
+    (evaluation / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    assert (images / "../../../../secret.png").is_file()
+    with pytest.raises(ValueError, match=message):
+        write_report(evaluation)
+    assert not (evaluation.parent / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"schema_version": 2}'])
+def test_results_of_another_schema_are_refused(evaluation: Path, content: str) -> None:
+    (evaluation / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"easy_vqa/results\.json: schema_version must be 1, found (None|2)"):
+        write_report(evaluation)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from eval.benchmarks.easy_vqa import BENCHMARK
-from eval.generator import Request, TransformersGenerator
+from eval.environment import code_digest
+from eval.generator import Request, TransformersGenerator, usable_device
 from eval.registry import Benchmark
 from eval.run import evaluate, main
 from tests.eval.fake_generator import FakeGenerator
@@ -98,8 +100,64 @@ def test_a_killed_run_leaves_no_result_of_an_earlier_model(
 ) -> None:
     evaluate(benchmark, FakeGenerator("model-a"), tmp_path, data_root)
     with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark, FakeGenerator("model-b", dies_at=0), tmp_path, data_root)
+        evaluate(benchmark, FakeGenerator("model-b", dies_at=1), tmp_path, data_root, batch_size=8)
     assert not (tmp_path / "easy_vqa" / "results.json").exists()
+
+
+def test_a_run_that_answers_nothing_leaves_the_earlier_result(
+    benchmark: Benchmark, data_root: Path, tmp_path: Path
+) -> None:
+    evaluate(benchmark, FakeGenerator("model-a"), tmp_path, data_root)
+    journal, result = (tmp_path / "easy_vqa" / name for name in ("predictions.jsonl", "results.json"))
+    before, predictions = result.read_bytes(), journal.read_bytes()
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark, FakeGenerator("model-b", dies_at=0), tmp_path, data_root)
+    assert result.read_bytes() == before
+    journal.write_bytes(b"{\n" + predictions)
+    with pytest.raises(ValueError, match="line 1: malformed JSON"):
+        evaluate(benchmark, FakeGenerator("model-b"), tmp_path, data_root)
+    assert result.read_bytes() == before
+    journal.write_bytes(predictions)
+    (data_root / "easy_vqa" / "test" / "images" / "5.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 images are missing"):
+        evaluate(benchmark, FakeGenerator("model-b"), tmp_path, data_root)
+    assert result.read_bytes() == before
+
+
+def test_result_stands_while_answers_are_only_read_back(
+    benchmark: Benchmark, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(benchmark, FakeGenerator(), tmp_path, data_root)
+    before = (tmp_path / "easy_vqa" / "results.json").read_bytes()
+
+    def fails(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("eval.run.write_results", fails)
+    with pytest.raises(OSError, match="no space"):
+        evaluate(benchmark, FakeGenerator(), tmp_path, data_root)
+    assert (tmp_path / "easy_vqa" / "results.json").read_bytes() == before
+
+
+def test_partial_run_never_replaces_a_complete_result(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    evaluate(benchmark, FakeGenerator(), tmp_path, data_root, limit=60)
+    before = (tmp_path / "easy_vqa" / "results.json").read_bytes()
+    other = FakeGenerator("model-b")
+    with pytest.raises(ValueError, match=r"/easy_vqa: holds a complete result, which --limit 10 .*another --output"):
+        evaluate(benchmark, other, tmp_path, data_root, limit=10)
+    assert other.batches == []
+    assert (tmp_path / "easy_vqa" / "results.json").read_bytes() == before
+    evaluate(benchmark, other, tmp_path, data_root, limit=60)  # all questions: not a partial run
+
+
+def test_predictions_not_used_are_reported(
+    benchmark: Benchmark, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(benchmark, FakeGenerator(device="cpu"), tmp_path, data_root)
+    assert capsys.readouterr().out == ""
+    evaluate(benchmark, FakeGenerator(device="cuda"), tmp_path, data_root)
+    message = "60 predictions made with another model, image, setting or version: kept, not used\n"
+    assert capsys.readouterr().out.endswith(f"easy_vqa/predictions.jsonl: {message}")
 
 
 def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
@@ -143,6 +201,30 @@ def test_command_line_by_path(model_dir: Path, tmp_path: Path) -> None:
 def test_errors_name_what_is_wrong(arguments: list[str], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(arguments)
+
+
+@pytest.mark.parametrize("device", ["banana", "", "cuda:99", "meta"])
+def test_unusable_device_is_one_line(model_dir: Path, tmp_path: Path, device: str) -> None:
+    command = ["--model", str(model_dir), "--benchmarks", "easy_vqa", "--output", str(tmp_path), "--device", device]
+    with pytest.raises(ValueError, match=f"^--device '{device}' cannot be used: ") as error_information:
+        main(command)
+    assert len(str(error_information.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^--device 'cuda' cannot be used: [^\n]+; try cpu, or leave --device out$"):
+        usable_device("cuda")
+
+
+def test_environment_holds_versions_device_and_code(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    before = generator.environment
+    assert (before["torch"], before["device"]) == (torch.__version__, "cpu")
+    assert before["transformers"] == transformers.__version__
+    assert before["code_sha"] == code_digest()
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert generator.environment != before
 
 
 @pytest.mark.parametrize("arguments", [[], ["--model", "m"], ["--limit", "0"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import defocus_mllm
+from eval import environment
+from eval.environment import code_digest, sources_digest
 from eval.generator import Request
 from eval.images import ImageCache
 from eval.journal import PredictionJournal
@@ -22,6 +26,10 @@ from tests.eval.fake_generator import FakeGenerator
 @pytest.fixture
 def journal_path(tmp_path: Path) -> Path:
     return tmp_path / "out" / "predictions.jsonl"
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines()
 
 
 def run(benchmark: Benchmark, data_root: Path, journal: Path, generator: FakeGenerator, batch_size: int = 7) -> Answers:
@@ -66,22 +74,56 @@ def test_killed_run_redoes_only_what_is_missing(
     assert run(benchmark, data_root, journal_path, FakeGenerator()).resumed == 60
 
 
-def test_another_model_redoes_everything_and_keeps_the_old_file(
+def test_a_second_model_redoes_everything_and_loses_nothing(
     benchmark: Benchmark, data_root: Path, journal_path: Path
 ) -> None:
-    run(benchmark, data_root, journal_path, FakeGenerator("model-a"))
-    before = journal_path.read_text()
-    answers = run(benchmark, data_root, journal_path, FakeGenerator("model-b"))
-    assert (answers.resumed, answers.stale) == (0, 60)
-    assert journal_path.with_name("predictions.previous.jsonl").read_text() == before
-    assert len(journal_path.read_text().splitlines()) == 60
+    of_a = run(benchmark, data_root, journal_path, FakeGenerator("model-a"))
+    before = lines_of(journal_path)
+    of_b = run(benchmark, data_root, journal_path, FakeGenerator("model-b"))
+    assert (of_b.resumed, of_b.other_keys) == (0, 60)
+    run(benchmark, data_root, journal_path, FakeGenerator("model-c"))
+    assert lines_of(journal_path)[:60] == before
+    assert len(lines_of(journal_path)) == 180
+    assert of_a.predictions != of_b.predictions
+    for model, first in (("model-a", of_a), ("model-b", of_b)):
+        again = run(benchmark, data_root, journal_path, FakeGenerator(model))
+        assert (again.resumed, again.other_keys) == (60, 120)
+        assert again.predictions == first.predictions
+    assert [path.name for path in journal_path.parent.iterdir()] == ["predictions.jsonl"]
+
+
+def test_another_environment_redoes_everything(benchmark: Benchmark, data_root: Path, journal_path: Path) -> None:
+    run(benchmark, data_root, journal_path, FakeGenerator(device="cpu"))
+    answers = run(benchmark, data_root, journal_path, FakeGenerator(device="cuda"))
+    assert (answers.resumed, answers.other_keys) == (0, 60)
+
+
+def test_source_digest_follows_the_code_and_not_its_place(tmp_path: Path) -> None:
+    package = Path(defocus_mllm.__file__).parent
+    for name in ("a", "b"):
+        shutil.copytree(package, tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("not code")
+    assert sources_digest(tmp_path / "a") == sources_digest(tmp_path / "b") == sources_digest(package)
+    with (tmp_path / "b" / "modeling_defocus.py").open("a") as file:
+        file.write("# changed\n")
+    assert sources_digest(tmp_path / "b") != sources_digest(package)
+
+
+def test_code_digest_covers_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_digest()
+    shutil.copy(Path(environment.__file__).with_name("generator.py"), tmp_path)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    assert code_digest.__wrapped__() == before
+    with (tmp_path / "generator.py").open("a") as file:
+        file.write("# changed\n")
+    assert code_digest.__wrapped__() != before
 
 
 def test_a_changed_image_is_asked_again(benchmark: Benchmark, data_root: Path, journal_path: Path) -> None:
     run(benchmark, data_root, journal_path, FakeGenerator())
     Image.new("RGB", (64, 64)).save(data_root / "easy_vqa" / "test" / "images" / "3.png")
     answers = run(benchmark, data_root, journal_path, FakeGenerator())
-    assert (answers.resumed, answers.stale) == (55, 5)
+    assert (answers.resumed, answers.other_keys) == (55, 5)
 
 
 def test_missing_images_are_all_found_before_the_first_batch(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.console import run_script
+from defocus_mllm.console import run_script
 from eval.registry import Benchmark
 from eval.run import evaluate
 from eval.score import main, score_file
@@ -68,4 +68,4 @@ def test_interruption_is_not_success(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as exit_information:
         run_script(interrupted)
     assert exit_information.value.code == 130
-    assert "resumes" in capsys.readouterr().err
+    assert "interrupted" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from defocus_mllm.files import DiskFullError, write_text_atomically
 from training import checkpointing
 from training.checkpointing import (
     CheckpointError,
@@ -27,7 +28,7 @@ from training.checkpointing import (
     step_directory,
     verify_checkpoint,
 )
-from training.files import DiskFullError, check_writable, fingerprint, remove_partial_work, write_text_atomically
+from training.files import check_writable, fingerprint, remove_partial_work
 
 
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
@@ -134,6 +135,12 @@ def test_limit_deletes_the_oldest_after_the_newest_is_there(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000010"]
 
 
+def test_limit_never_deletes_what_was_just_saved(tmp_path: Path) -> None:
+    save_checkpoint(step_directory(tmp_path, 100), [tiny_model()], state(100))  # of a run taken up again from before
+    newest = save_checkpoint(step_directory(tmp_path, 50), [tiny_model()], state(50), save_total_limit=1)
+    assert list(tmp_path.iterdir()) == [newest]
+
+
 def test_state_is_read_without_executing_it(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -149,7 +156,15 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     directory = save_checkpoint(step_directory(tmp_path, 1), [tiny_model()], state(1))
     header = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**header, "num_hidden_layers": 2}))
-    with pytest.raises(CheckpointError, match=r"missing keys, first model\.layers\.1"):
+    with pytest.raises(CheckpointError, match=r"lacks 9 weights, first model\.layers\.1"):
+        load_model_weights(tiny_model(), directory)
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    directory = save_checkpoint(step_directory(tmp_path, 1), [tiny_model()], state(1))
+    header = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**header, "vocab_size": 50}))
+    with pytest.raises(CheckpointError, match=r"do not fit its config\.json"):
         load_model_weights(tiny_model(), directory)
 
 
@@ -166,6 +181,8 @@ def test_final_save_keeps_the_folder_on_failure(tmp_path: Path) -> None:
     before = fingerprint(tmp_path)
     with pytest.raises(DiskFullError):
         save_final(tmp_path, [tiny_model(1), FailingSavable(OSError(errno.ENOSPC, "No space left on device"))])
+    with pytest.raises(DiskFullError):  # as safetensors reports it
+        save_final(tmp_path, [tiny_model(1), FailingSavable(RuntimeError("I/O error: No space left on device"))])
     assert fingerprint(tmp_path) == before
     assert not list(tmp_path.glob(".partial*"))
 

@@ -202,6 +202,16 @@ def test_epochs_are_announced_also_after_resuming(tmp_path: Path) -> None:
     assert epochs == [(2, 3)]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_last_batch_that_reaches_beyond_the_data_begins_no_epoch(tmp_path: Path, epochs: int) -> None:
+    announced: list[tuple[int, int]] = []
+    stage = make_stage(begin_epoch=lambda epoch, count: announced.append((epoch, count)))
+    loop = make_loop(tmp_path, stage, max_steps=-1, num_train_epochs=epochs)
+    assert loop.plan.num_samples * epochs % loop.plan.global_batch_size  # else this shows nothing
+    loop.run()
+    assert announced == [(epoch, epochs) for epoch in range(epochs)]
+
+
 def test_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     make_loop(tmp_path, save_steps=9).run()
     other = make_loop(tmp_path)

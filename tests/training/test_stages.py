@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import defocus_mllm  # noqa: F401 - registers the Auto classes
+from defocus_mllm.console import USER_ERRORS
 from training import stage0, stage1, stage2
 from training.run_record import MetricsFile
 
@@ -146,34 +147,77 @@ def test_vision_tower_can_be_trained_at_its_own_rate(finished: tuple[Path, Path,
     assert record["saved_weights"] == "average"
 
 
-def foreign_language_model(folder: Path) -> Path:
+def foreign_language_model(folder: Path, kind: str) -> Path:
     """A causal language model that knows nothing of images: no `<image>`, no turn markers, no padding token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     words = ["<unk>", "<|endoftext|>", "what", "color", "is", "it", "red", "blue", "yes", "no", "Describe", "the"]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    special = {"eos_token": "<|endoftext|>", "unk_token": "<unk>"}
+    if kind == "gpt2":
+        special["bos_token"] = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    if kind != "gpt2":  # a template of its own, which cannot show images
+        tokenizer.chat_template = "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(words)}
+    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    if kind != "gpt2":
+        sizes |= {"intermediate_size": 32, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, **sizes, **ids)
+    if kind == "granite":
+        config.logits_scaling = 5.0
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_foreign_language_model_gets_what_it_lacks(
-    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    language = foreign_language_model(tmp_path / "gpt2")
+    language = foreign_language_model(tmp_path / kind, kind)
     words = ["--language_model", str(language), "--output_dir", str(tmp_path / "out"), "--train", "projector"]
     run("stage1", finished[0], finished[1], *words, "language_model")
-    assert "<image>, <|user|>, <|assistant|>, <|system|>, <pad> (17 tokens now)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "<image>, <|user|>, <|assistant|>, <|system|>, <pad> (17 tokens now)" in shown
+    assert ("the chat template of language_model is replaced" in shown) == (kind != "gpt2")
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    tokenizer = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    tokenizer = processor.tokenizer
     assert model.config.text_config.vocab_size == len(tokenizer) == 17
     assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    begin = tokenizer.bos_token or ""
+    assert processor.apply_chat_template([{"role": "user", "content": "red"}]) == f"{begin}<|user|>red<|endoftext|>"
+
+
+@pytest.mark.parametrize("kind", ["granite", "phi"])
+def test_language_model_with_more_than_a_linear_head_is_refused(
+    finished: tuple[Path, Path, str], tmp_path: Path, kind: str
+) -> None:
+    language = foreign_language_model(tmp_path / kind, kind)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(language / "model.safetensors")
+    if "lm_head.bias" in weights:  # zero at first, so that only a trained one shows
+        weights["lm_head.bias"] += 1
+        save_file(weights, language / "model.safetensors", {"format": "pt"})
+    words = ["--language_model", str(language), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=f"the output layer of '{kind}' does more than a matrix product"):
+        run("stage1", finished[0], finished[1], *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_without_an_image_train_too(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    data = toy_task.write_data(tmp_path / "data")
+    conversations = json.loads((data / "dialogues.json").read_text())
+    (data / "captions.json").write_text(json.dumps(conversations))
+    run("stage1", data, finished[1], "--output_dir", str(tmp_path / "out"), "--train", "projector", "vision_tower")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "complete"
 
 
 # --- bad input: one line that names file and record, and no output---------------------------------------------
@@ -240,7 +284,7 @@ def test_bad_records_can_be_left_out(
 def test_corrupt_picture_in_stage_0(tmp_path: Path) -> None:
     data = toy_task.write_data(tmp_path / "data")
     break_data(data, "corrupt picture")
-    with pytest.raises(ValueError, match=r"5\.png"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl: metadata\.jsonl\[5\].*5\.png"):
         run("stage0_vision", data, tmp_path / "runs")
     assert not (tmp_path / "runs" / "stage0_vision").exists()
 
@@ -254,6 +298,8 @@ def test_corrupt_picture_in_stage_0(tmp_path: Path) -> None:
         ("stage0_language", ["--text_config", '{"model_type": "lama"}'], "model_type 'lama'"),
         ("stage0_language", ["--max_length", "3"], "max_length 3"),
         ("stage0_vision", ["--vision_config", '{"hiden_size": 3}'], "hiden_size"),
+        ("stage0_vision", ["--vision_config", '{"hidden_size": 33, "num_attention_heads": 2}'], "hidden_size 33"),
+        ("stage0_vision", ["--vision_config", '{"decay": "learned"}'], "decay"),
         ("stage0_vision", ["--vision_config", '{"preset": "giant"}'], "giant"),
         ("stage0_vision", ["--global_batch_size", "4", "--per_device_batch_size", "3"], "not a multiple"),
     ],
@@ -261,7 +307,7 @@ def test_corrupt_picture_in_stage_0(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(
     finished: tuple[Path, Path, str], tmp_path: Path, stage: str, extra: list[str], message: str
 ) -> None:
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+    with pytest.raises(USER_ERRORS) as caught:
         run(stage, finished[0], finished[1], "--output_dir", str(tmp_path / "out"), *extra)
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,6 @@ from training.conversations import Conversation
 from training.encoding import IGNORED, SupervisionError, encoder_for
 from training.supervision import (
     ConversationCollator,
-    conversation_lengths,
     describe_supervision,
     encode_conversation,
 )
@@ -45,7 +44,7 @@ def questions_and_answers(messages: list[dict[str, Any]]) -> list[tuple[str, str
 def test_padding_is_on_the_right_masked_and_not_learnt(processor, picture):
     samples = [conversation(1, picture), conversation(3, None), conversation(2, picture)]
     batch = ConversationCollator(processor)(samples)
-    lengths = conversation_lengths(processor, samples)
+    lengths = [len(encode_conversation(processor, sample.messages)["labels"]) for sample in samples]
     assert batch["input_ids"].shape == (3, max(lengths))
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):

@@ -6,8 +6,9 @@ import errno
 from collections.abc import Callable
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 
-from training.console import run_script
+from defocus_mllm.console import run_script
 
 
 def fail_with(error: BaseException) -> Callable[[], None]:
@@ -23,6 +24,7 @@ def fail_with(error: BaseException) -> Callable[[], None]:
         ValueError("data.json[3]: no image\nadd one"),
         FileNotFoundError("data.json[3]: no image add one"),
         OSError(errno.ENOSPC, "data.json[3]: no image add one"),
+        StrictDataclassError("data.json[3]: no image\n  add one"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(error, capsys, monkeypatch):

@@ -1,0 +1,39 @@
+"""How every command ends: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from huggingface_hub.errors import StrictDataclassError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+"""What a user can cause and mend: wrong values, missing files, full disks, a wrong field of a configuration."""
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and leave the process with its exit code (None counts as 0).
+
+    `USER_ERRORS` become `error: <message>` on stderr and exit code 2; with DEFOCUS_DEBUG=1 in the environment they keep
+    their traceback. Any other exception is a bug and is left alone.
+    """
+    try:
+        sys.exit(main() or 0)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command continues where work was saved", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except USER_ERRORS as error:
+        if os.environ.get("DEFOCUS_DEBUG") == "1" or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def one_line(error: BaseException) -> str:
+    """The message with its line breaks folded, so that a log line stays a line."""
+    return " ".join(str(error).split()) or type(error).__name__
