@@ -195,7 +195,7 @@ def test_foreign_language_model_gets_what_it_lacks(
     assert processor.apply_chat_template([{"role": "user", "content": "red"}]) == f"{begin}<|user|>red<|endoftext|>"
 
 
-@pytest.mark.parametrize("kind", ["granite", "phi"])
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "phi"])
 def test_language_model_with_more_than_a_linear_head_is_refused(
     finished: tuple[Path, Path, str], tmp_path: Path, kind: str
 ) -> None:
