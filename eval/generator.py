@@ -13,13 +13,14 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 import defocus_mllm  # noqa: F401 (registers the model with the Auto classes)
+from defocus_mllm.loading import load_strictly
 from eval.environment import code_digest
 from eval.files import sha256_of_files
 from eval.images import ImageCache
 from eval.samples import Prediction
 
 _MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-_FILES_ABOUT_THE_RUN = {"run.json", "data.json"}
+_FILES_ABOUT_THE_RUN = {"run.json"}
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,15 @@ class TransformersGenerator:
 
     Raises:
         FileNotFoundError: `model_dir` is no checkpoint.
-        ValueError: there is no such device, or it cannot be used here.
+        ValueError: there is no such device, or it cannot be used here; weights are missing or damaged.
     """
 
     def __init__(self, model_dir: Path, device: str | None = None) -> None:
-        if not (model_dir / "config.json").is_file():
-            raise FileNotFoundError(f"{model_dir / 'config.json'}: no such file: --model must be a saved model")
         self.model_dir = model_dir
         self.device = usable_device(device)
-        self.processor = AutoProcessor.from_pretrained(model_dir)
-        self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto").eval()
+        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype="auto").eval()
         self.model.to(device=self.device)
+        self.processor = AutoProcessor.from_pretrained(model_dir)
         self._images = ImageCache()
         files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
         self.fingerprint = sha256_of_files(path for path in files if path.name not in _FILES_ABOUT_THE_RUN)

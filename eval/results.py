@@ -167,6 +167,13 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
+def keep_complete(output: Path, partial: bool) -> None:
+    """Raise ValueError if a partial result is about to replace the complete one in `output`."""
+    path = output / "results.json"
+    if partial and path.is_file() and not read_results(path).get("partial"):
+        raise ValueError(f"{output}: holds a complete result, which a partial one would replace: give another --output")
+
+
 def summary(results: dict[str, Any]) -> str:
     """What the command prints: the headline number with its interval, or for a partial run that there is none."""
     benchmark, health = results["benchmark"], results["health"]

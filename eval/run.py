@@ -17,7 +17,7 @@ from defocus_mllm.console import run_script
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
-from eval.results import build_results, read_results, score_samples, summary, write_results
+from eval.results import build_results, keep_complete, score_samples, summary, write_results
 from eval.runner import generate_answers
 
 DEFAULT_BATCH_SIZE = 64
@@ -58,10 +58,7 @@ def evaluate(
     data = benchmark.load_verified(data_root)
     samples = data.samples[:limit]
     result, journal = folder / "results.json", folder / "predictions.jsonl"
-    if len(samples) < len(data.samples) and result.is_file() and not read_results(result).get("partial"):
-        raise ValueError(
-            f"{folder}: holds a complete result, which --limit {limit} would replace: give another --output"
-        )
+    keep_complete(folder, partial=len(samples) < len(data.samples))
     # While predictions are being made, no result of an earlier model may stand beside them.
     answers = generate_answers(benchmark, data.root, samples, generator, journal, batch_size, outdated=result)
     if answers.other_keys:

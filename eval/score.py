@@ -16,7 +16,7 @@ from pathlib import Path
 from defocus_mllm.console import run_script
 from eval.files import read_json_lines, sha256_of_files
 from eval.registry import get_benchmark
-from eval.results import build_results, score_samples, summary, write_results
+from eval.results import build_results, keep_complete, score_samples, summary, write_results
 from eval.samples import Prediction
 
 
@@ -38,7 +38,8 @@ def score_file(name: str, predictions_file: Path, output: Path, data_root: Path 
 
     Raises:
         FileNotFoundError: predictions or data are missing.
-        ValueError: unknown benchmark; malformed, repeated or unknown predictions, named by file and line.
+        ValueError: unknown benchmark; malformed, repeated or unknown predictions, named by file and line; a partial
+            result would replace a complete one.
     """
     benchmark = get_benchmark(name)
     data = benchmark.load_verified(data_root)
@@ -46,6 +47,7 @@ def score_file(name: str, predictions_file: Path, output: Path, data_root: Path 
     rows = score_samples(benchmark, data.samples, predictions)
     model = {"name": None, "predictions": str(predictions_file), "predictions_sha": sha256_of_files([predictions_file])}
     results = build_results(benchmark, data, rows, model=model, generation=None, throughput=None)
+    keep_complete(output, results["partial"])
     write_results(output, results, rows)
     return summary(results)
 

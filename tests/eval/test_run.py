@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from eval.benchmarks.easy_vqa import BENCHMARK
 from eval.environment import code_digest
@@ -143,7 +145,7 @@ def test_partial_run_never_replaces_a_complete_result(benchmark: Benchmark, data
     evaluate(benchmark, FakeGenerator(), tmp_path, data_root, limit=60)
     before = (tmp_path / "easy_vqa" / "results.json").read_bytes()
     other = FakeGenerator("model-b")
-    with pytest.raises(ValueError, match=r"/easy_vqa: holds a complete result, which --limit 10 .*another --output"):
+    with pytest.raises(ValueError, match=r"/easy_vqa: holds a complete result, .*another --output"):
         evaluate(benchmark, other, tmp_path, data_root, limit=10)
     assert other.batches == []
     assert (tmp_path / "easy_vqa" / "results.json").read_bytes() == before
@@ -194,7 +196,7 @@ def test_command_line_by_path(model_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere", "--benchmarks", "easy_vqa", "--output", "out"], "nowhere/config.json: no such file"),
+        (["--model", "nowhere", "--benchmarks", "easy_vqa", "--output", "out"], r"--model: nowhere holds no saved model"),
         (["--model", "nowhere", "--benchmarks", "easy_qva", "--output", "out"], "unknown benchmark 'easy_qva'"),
     ],
 )
@@ -240,6 +242,16 @@ def test_list_names_the_data_each_benchmark_needs(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "easy_vqa (test split, 9,673 samples, headline: accuracy)" in printed
     assert "questions.json" in printed
+
+
+def test_weights_that_are_missing_are_not_made_up(model_dir: Path, tmp_path: Path) -> None:
+    lacking = tmp_path / "lacking"
+    shutil.copytree(model_dir, lacking)
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.vision_tower.norm.weight"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, first model\.vision_tower\.norm\.weight"):
+        TransformersGenerator(lacking, "cpu")
 
 
 def test_model_fingerprint_changes_with_the_weights(model_dir: Path, tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_r
     assert printed == "easy_vqa test: partial 59/60: no headline number"
 
 
+def test_incomplete_predictions_replace_no_complete_result(predictions: Path, data_root: Path, tmp_path: Path) -> None:
+    score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    before = (tmp_path / "scored" / "results.json").read_text()
+    predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="holds a complete result"):
+        score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    assert (tmp_path / "scored" / "results.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
