@@ -196,7 +196,10 @@ def test_command_line_by_path(model_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere", "--benchmarks", "easy_vqa", "--output", "out"], r"--model: nowhere holds no saved model"),
+        (
+            ["--model", "nowhere", "--benchmarks", "easy_vqa", "--output", "out"],
+            r"--model: nowhere holds no saved model",
+        ),
         (["--model", "nowhere", "--benchmarks", "easy_qva", "--output", "out"], "unknown benchmark 'easy_qva'"),
     ],
 )
