@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Nothing is downloaded once .venv exists (a change of pyproject.toml installs again).
+# Nothing is downloaded once .venv exists (a change of pyproject.toml or constraints.txt installs again).
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,13 +40,13 @@ clean:  ## remove .venv and caches; data/ and outputs/ stay
 
 # torch goes in first: with it in place no dependency can pull in the CUDA build. A machine that is set up for CPU builds
 # offers $(TORCH)+cpu itself; elsewhere it comes from PyTorch's CPU index (on a Mac that is the ordinary build).
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is missing or older than 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Making $(VENV): torch $(TORCH) for CPU, then this project and its dependencies (about 2 minutes)"
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq 'torch==$(TORCH)+cpu' 2>/dev/null || \
 		$(BIN)/python -m pip install -qq --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)'
-	@$(BIN)/python -m pip install -qq --editable '.[quickstart,dev]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[quickstart,dev]'
 	@$(BIN)/python -c 'import importlib.util, sys, torch; \
 		torch.version.cuda and sys.exit("error: a CUDA build of torch was installed; run make clean and try again"); \
 		importlib.util.find_spec("torchvision") and sys.exit("error: torchvision was installed, which breaks Transformers beside a CPU torch; run make clean and try again")'

@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "intermediate_size": 384,
         "image_size": 64,
         "patch_size": 8,
-        # About 1 / sqrt(hidden_size); with 0.02 a model this narrow needs three times as many epochs.
+        # About 1 / sqrt(hidden_size): 0.02 is too little for a model this narrow (docs/results/easy_vqa.md).
         "initializer_range": 0.1,
     },
     "defocus_vit_small": {

@@ -7,13 +7,20 @@ import torch
 from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
+
+# Transformers 5.24 renamed the cache of decoders and of their outputs; models and outputs here follow the installed one.
+_CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -28,22 +35,17 @@ class DefocusModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class DefocusCausalLMOutputWithPast(ModelOutput):
+class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `DefocusForConditionalGeneration`.
 
     Attributes:
         loss: cross-entropy of the next token over labels other than -100; scalar.
         logits: (batch, tokens kept, vocabulary).
-        past_key_values: the cache of the language model.
+        past_key_values: the cache of the language model (from Transformers 5.24 on also `cache`).
         hidden_states, attentions: of the language model, if asked for.
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -165,6 +167,7 @@ class DefocusModel(DefocusPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
@@ -174,6 +177,7 @@ class DefocusModel(DefocusPreTrainedModel):
         Args:
             input_ids: (batch, tokens), `image_token_id` where image tokens go; or `inputs_embeds`.
             pixel_values: (images, channels, image_size, image_size), in the order of their placeholders.
+            past_key_values, cache: the cache of the language model, under its old or its new name.
             mm_encoder_outputs: {"image": output of `get_image_features`} instead of `pixel_values`.
 
         Raises:
@@ -185,18 +189,19 @@ class DefocusModel(DefocusPreTrainedModel):
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, return_dict=True)
         image_features = None if images is None else torch.cat(images["pooler_output"])
-        starts = past_key_values is None or past_key_values.get_seq_length() == 0
+        cache = past_key_values if cache is None else cache
+        starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{_CACHE: cache},
             **kwargs,
         )
         return DefocusModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{_CACHE: outputs.get(_CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -237,6 +242,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -255,7 +261,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -268,7 +274,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         return DefocusCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{_CACHE: outputs.get(_CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import platform
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import transformers
 
 import defocus_mllm
+from defocus_mllm.provenance import commit
 from eval.files import sha256_of_files, sha256_of_json
 
 
@@ -29,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
         "gpu": gpu,
         "cpu_threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "git": git_commit(Path(__file__).parent),
+        "git": commit(Path(__file__).parent),
         "argv": sys.argv,
     }
 
@@ -45,21 +45,6 @@ def sources_digest(folder: Path) -> str:
     """Digest of the *.py files below `folder`: the same wherever the same files are installed."""
     files = sorted(folder.rglob("*.py"))
     return sha256_of_json({file.relative_to(folder).as_posix(): sha256_of_files([file]) for file in files})
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out in `folder` ("-dirty" if tracked files differ), or None outside a repository."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def peak_memory_gb() -> float:

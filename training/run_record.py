@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from defocus_mllm.files import write_json_atomically, write_text_atomically
+from defocus_mllm.provenance import commit
 from training.files import fingerprint
 
 RUN_FILE = "run.json"
@@ -59,7 +59,7 @@ class RunRecord:
             "seed": arguments.seed,
             "world_size": world_size,
             "versions": versions(),
-            "commit": commit(),
+            "commit": commit(Path(__file__).parent),
             "hardware": hardware(),
             "command": [sys.executable, *sys.argv],
             **facts,
@@ -166,16 +166,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """Commit of the checkout this file lies in, with "+changes" when files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        revision = _git(folder, "rev-parse", "HEAD")
-        return revision + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def hardware() -> dict[str, Any]:
     """Processor, cores and threads in use, and the GPU's name where there is one."""
     return {
@@ -194,13 +184,6 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    finished = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-    )
-    return finished.stdout.strip()
 
 
 def _now() -> str:

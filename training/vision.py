@@ -66,9 +66,15 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
 
 
 def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
-    """The encoder's configuration: a preset's fields, overridden by the recipe's."""
-    fields = {**arguments.vision_config, "drop_path_rate": arguments.drop_path_rate}
-    fields["min_drop_path_rate"] = arguments.min_drop_path_rate
+    """The encoder's configuration: a preset's fields, overridden by the recipe's.
+
+    Raises `ValueError` for a drop path rate in `vision_config`, which the arguments of the same name would override.
+    """
+    schedule = {name: getattr(arguments, name) for name in ("drop_path_rate", "min_drop_path_rate")}
+    for name in schedule:
+        if name in arguments.vision_config:
+            raise ValueError(f"vision_config: {name} is a field of the stage itself; move it out of vision_config")
+    fields = {**arguments.vision_config, **schedule}
     preset = fields.pop("preset", None)
     return DefocusVisionConfig.from_preset(preset, **fields) if preset else DefocusVisionConfig(**fields)
 

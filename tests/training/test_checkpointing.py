@@ -152,19 +152,18 @@ def test_state_is_read_without_executing_it(tmp_path: Path) -> None:
     assert not Path("executed").exists()
 
 
-def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_hidden_layers", 2, r"lacks 9 weights, first model\.layers\.1"),
+        ("vocab_size", 50, r"do not fit its config\.json"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path: Path, field: str, value: int, message: str) -> None:
     directory = save_checkpoint(step_directory(tmp_path, 1), [tiny_model()], state(1))
     header = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**header, "num_hidden_layers": 2}))
-    with pytest.raises(CheckpointError, match=r"lacks 9 weights, first model\.layers\.1"):
-        load_model_weights(tiny_model(), directory)
-
-
-def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
-    directory = save_checkpoint(step_directory(tmp_path, 1), [tiny_model()], state(1))
-    header = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**header, "vocab_size": 50}))
-    with pytest.raises(CheckpointError, match=r"do not fit its config\.json"):
+    (directory / "config.json").write_text(json.dumps({**header, field: value}))
+    with pytest.raises(CheckpointError, match=message):
         load_model_weights(tiny_model(), directory)
 
 

@@ -300,6 +300,7 @@ def test_corrupt_picture_in_stage_0(tmp_path: Path) -> None:
         ("stage0_vision", ["--vision_config", '{"hiden_size": 3}'], "hiden_size"),
         ("stage0_vision", ["--vision_config", '{"hidden_size": 33, "num_attention_heads": 2}'], "hidden_size 33"),
         ("stage0_vision", ["--vision_config", '{"decay": "learned"}'], "decay"),
+        ("stage0_vision", ["--vision_config", '{"drop_path_rate": 0.3}'], "drop_path_rate is a field of the stage"),
         ("stage0_vision", ["--vision_config", '{"preset": "giant"}'], "giant"),
         ("stage0_vision", ["--global_batch_size", "4", "--per_device_batch_size", "3"], "not a multiple"),
     ],
