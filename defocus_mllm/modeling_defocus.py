@@ -19,7 +19,7 @@ from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tu
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
 
-# Transformers 5.24 renamed the cache of decoders and of their outputs; models and outputs here follow the installed one.
+# Transformers 5.24 renamed the cache of decoders and of their outputs; ours follow the installed version.
 _CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
