@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from defocus_mllm import DefocusVisionConfig
 from defocus_mllm.bandpass_defocus import DefocusBandPass
-from defocus_mllm.mixers_defocus import MIXERS, defocus_attention
+from defocus_mllm.kernels_defocus import defocus_attention
+from defocus_mllm.mixers_defocus import MIXERS
 
 
 def build_mixer(**fields):
