@@ -96,7 +96,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
+def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
     """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored)."""
     for name in extras:
         if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
@@ -184,7 +184,7 @@ class DefocusVisionConfig(PreTrainedConfig):
     """Standard deviation of the truncated normal that initialises weights."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown_fields(self, kwargs)
+        refuse_unknown_fields(self, kwargs)
         if self.decay is None:
             self.decay = "data_dependent" if self.mixer == "mamba" else "learnable"
         super().__post_init__(**{"auto_map": dict(_VISION_AUTO_MAP), **kwargs})
@@ -314,7 +314,7 @@ class DefocusConfig(PreTrainedConfig):
     """Whether the output layer is the input embedding; follows `text_config` when that ties them."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown_fields(self, kwargs)
+        refuse_unknown_fields(self, kwargs)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
