@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.argument_parsing import (
-    ArgumentsError,
-    _field_docstrings,
-    parse_arguments,
-    read_recipe,
-    recipe_values,
-)
+from training.argument_parsing import ArgumentsError, _field_docstrings, parse_arguments, read_recipe, recipe_values
 from training.arguments import (
     SECTIONS,
     JsonDict,
@@ -163,13 +157,13 @@ def test_our_recipes_are_valid(recipe: Path) -> None:
         "stage0_vision": ["--data", "d"],
         "stage1": ["--data", "d", "--vision_model", "v", "--language_model", "l"],
         "stage2": ["--data", "d", "--model", "m"],
-        "evidence": ["--train", "d", "--test", "d"],
+        "evidence": ["--train", "d", "--test", "t"],
     }
-    sections = [section for section in inputs if section in read_recipe(recipe)]
+    sections = [section for section in read_recipe(recipe) if section in inputs]
     assert sections
     for section in sections:
-        words = ["--config", str(recipe), "--output_dir", "o", *inputs[section]]
-        parse_arguments(SECTIONS[section], section, words)
+        words = inputs[section]
+        parse_arguments(SECTIONS[section], section, ["--config", str(recipe), "--output_dir", "o", *words])
 
 
 def test_there_are_recipes() -> None:
