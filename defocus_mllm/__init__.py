@@ -5,6 +5,7 @@ saves carry its own code (`trust_remote_code=True` loads it where this package i
 """
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -20,6 +21,7 @@ from .configuration_defocus import DefocusConfig, DefocusVisionConfig
 from .configuration_defocus_clip import DefocusCLIPConfig
 from .image_processing_defocus import DefocusImageProcessor
 from .modeling_defocus import DefocusForConditionalGeneration, DefocusModel
+from .modeling_defocus_backbone import DefocusBackbone
 from .modeling_defocus_clip import DefocusCLIPModel
 from .modeling_defocus_vision import DefocusForImageClassification, DefocusVisionModel
 from .processing_defocus import DEFAULT_CHAT_TEMPLATE, DefocusProcessor
@@ -33,6 +35,7 @@ def _register() -> None:
         AutoImageProcessor.register(config, image_processor_classes={"pil": DefocusImageProcessor}, exist_ok=True)
         config.register_for_auto_class("AutoConfig")
     for auto_class, config, model in (
+        (AutoBackbone, DefocusVisionConfig, DefocusBackbone),
         (AutoModel, DefocusVisionConfig, DefocusVisionModel),
         (AutoModelForImageClassification, DefocusVisionConfig, DefocusForImageClassification),
         (AutoModel, DefocusConfig, DefocusModel),
@@ -55,6 +58,7 @@ _register()
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
+    "DefocusBackbone",
     "DefocusCLIPConfig",
     "DefocusCLIPModel",
     "DefocusConfig",
