@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -132,14 +133,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Any]:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            # Mapped where the format can: a training's checkpoint is several times the size of its weights.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:  # damage and malice reach torch's reader as whatever its next step raises
         raise CheckpointError(_explain_refusal(path, error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the file is an archive that need not be read in full: a training's is several times its weights.
+
+    Checks the sums of an archive on the way, which torch does not: a flipped bit would become a wrong weight.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise CheckpointError(f"the checksum of {damaged} in it is wrong")
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _explain_refusal(path: Path, error: Exception) -> str:

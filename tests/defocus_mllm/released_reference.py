@@ -32,6 +32,7 @@ class Sizes:
     group_norm: int = 16
     delta_scale: float = 1.0
     rope_scale: float = 1.0
+    norm_eps: float = 1e-5
     two_heads: bool = True
     mlp: bool = False
     class_token: bool = True
@@ -46,7 +47,7 @@ class Sizes:
 def release_config(sizes: Sizes, node: type = dict) -> Any:
     """The parts of the release's configuration that matter, made of `node`."""
     mamba = {"delta_scale_factor": sizes.delta_scale, "rope_scale_factor": sizes.rope_scale}
-    mamba |= {"group_norm_size": sizes.group_norm, "layer_norm_epsilon": 1e-5}
+    mamba |= {"group_norm_size": sizes.group_norm, "layer_norm_epsilon": sizes.norm_eps}
     model = {"patch_embed_change_res": sizes.sections, "MAMBA": node(mamba)}
     return node({"DATA": node({"IMG_SIZE": sizes.image}), "MODEL": node(model)})
 
@@ -102,7 +103,7 @@ def forward(tensors: Tensors, sizes: Sizes, pixels: torch.Tensor) -> dict[str, t
     results: dict[str, torch.Tensor] = {}
     for index in range(sizes.depth):
         block = {name[len(f"blocks.{index}.") :]: t for name, t in w.items() if name.startswith(f"blocks.{index}.")}
-        normed = x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5) * block["norm.weight"]
+        normed = x / torch.sqrt((x**2).mean(-1, keepdim=True) + sizes.norm_eps) * block["norm.weight"]
         x = x + torch.stack([_mix(block, sizes, sequence) for sequence in normed])
         results[f"block_{index}"] = x
     centred = x - x.mean(-1, keepdim=True)

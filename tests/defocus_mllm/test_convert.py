@@ -26,7 +26,9 @@ TOLERANCE = 1e-4
 NETWORKS = {
     "as released": Sizes(),
     "22k head, one of them, scaled": Sizes(mlp=True, two_heads=False, delta_scale=2.0, rope_scale=4.0, patch=8),
-    "wide and shallow": Sizes(hidden=10, depth=1, inner=64, states=2, rank=1, kernel=5, channels=1, group_norm=64),
+    "wide and shallow": Sizes(
+        hidden=10, depth=1, inner=64, states=2, rank=1, kernel=5, channels=1, group_norm=64, norm_eps=0.1
+    ),
     "mean of the tokens, positions": Sizes(class_token=False, two_heads=False, positions=True),
     "sections with positions": Sizes(sections=True, positions=True, delta_scale=1.5, rope_scale=2.0),
     "no rotary, no group norm": Sizes(rotary=False, states=3, group_norm=0, classes=2, kernel=1),
