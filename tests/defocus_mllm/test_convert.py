@@ -305,8 +305,9 @@ def test_the_command_converts_both_ways_and_reports(tmp_path: Path, capsys: pyte
 
     back = tmp_path / "back.safetensors"
     words = ["convert", "--to-released", "--checkpoint", str(tmp_path / "new" / "model"), "--output", str(back)]
-    assert main([*words, "--image-size", "32"]) == 2
-    assert "--to-released takes" in capsys.readouterr().err
+    for option in (["--image-size", "32"], ["--use-ema"]):
+        assert main([*words, *option]) == 2
+        assert "--to-released takes" in capsys.readouterr().err
     assert main(words) == 0
     assert_same_bits(load_file(back), tensors)
     assert main(words) == 2
