@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.argument_parsing import ArgumentsError, _field_docstrings, parse_arguments, recipe_values
+from training.argument_parsing import ArgumentsError, _field_docstrings, parse_arguments, read_recipe, recipe_values
 from training.arguments import (
     SECTIONS,
     JsonDict,
@@ -152,12 +152,17 @@ def test_help_shows_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_our_recipes_are_valid(recipe: Path) -> None:
     inputs = {
+        "stage0_contrastive": ["--data", "d", "--tokenizer", "t"],
         "stage0_language": ["--text", "t"],
         "stage0_vision": ["--data", "d"],
         "stage1": ["--data", "d", "--vision_model", "v", "--language_model", "l"],
         "stage2": ["--data", "d", "--model", "m"],
+        "evidence": ["--train", "d", "--test", "t"],
     }
-    for section, words in inputs.items():
+    sections = [section for section in read_recipe(recipe) if section in inputs]
+    assert sections
+    for section in sections:
+        words = inputs[section]
         parse_arguments(SECTIONS[section], section, ["--config", str(recipe), "--output_dir", "o", *words])
 
 
