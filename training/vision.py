@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
 from training.arguments import Stage0VisionArguments
 from training.augmentation import Augmentation
-from training.labelled_images import collate_labelled_images, format_report, load_labelled_images
+from training.labelled_images import LabelledImageDataset, format_report, load_labelled_images
+from training.labels import check_same_labels
 from training.loop import Batch, Stage
 from training.sampling import SampleKey, mix_seed
 from training.stages import usable_samples
+from training.table_images import Columns
+from training.validation import Validation
 
 
 def build_vision(arguments: Stage0VisionArguments) -> Stage:
     """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
     config = vision_config(arguments)
     image_processor = DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
-    dataset = load_labelled_images(arguments.data, image_processor, arguments.on_bad_sample)
+    dataset, usable, left_out = load_checked(arguments.data, image_processor, arguments)
     config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
     config.id2label = dataset.id2label
     config.label2id = {name: number for number, name in dataset.id2label.items()}
-    usable, left_out = usable_samples(
-        len(dataset), arguments.check_images, dataset.__getitem__, arguments.on_bad_sample
-    )
     model = DefocusForImageClassification(config)
     augmentation = Augmentation(arguments.horizontal_flip, arguments.vertical_flip, arguments.max_shift)
 
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
-        batch = collate_labelled_images([dataset[usable[key.sample]] for key in keys])
+        batch = dataset.batch([usable[key.sample] for key in keys])
         generators = [torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *key)) for key in keys]
         return {**batch, "pixel_values": augmentation(batch["pixel_values"], generators)}
 
@@ -46,7 +48,12 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
 
     lines = [format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    lines.append(f"{dataset.paths[usable[0]]}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
+    facts: dict[str, Any] = {"data_report": dataset.report, "left_out": left_out}
+    validate = None
+    if arguments.validation_data:
+        validate, more_lines, more_facts = build_validation(model, dataset.label_names, image_processor, arguments)
+        lines, facts = lines + more_lines, facts | more_facts
+    lines.append(f"{dataset.pictures.name(usable[0])}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
     return Stage(
         name="stage0_vision",
         model=model,
@@ -61,8 +68,43 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         compute_loss=compute_loss,
         begin_epoch=begin_epoch,
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out},
+        facts=facts,
+        validate=validate,
+        validation_steps=arguments.validation_steps,
     )
+
+
+def load_checked(
+    data: str, image_processor: DefocusImageProcessor, arguments: Stage0VisionArguments
+) -> tuple[LabelledImageDataset, list[int], list[str]]:
+    """Labelled images, which of them can be used, and a message for each other one."""
+    columns = Columns(arguments.image_column, arguments.label_column)
+    cache_bytes = arguments.image_cache_megabytes * 1024**2
+    dataset = load_labelled_images(data, image_processor, arguments.on_bad_sample, cache_bytes, columns)
+    # what fits the cache is decoded now, while workers can still inherit it
+    count = len(dataset) if dataset.loader.fits(len(dataset)) else arguments.check_images
+    usable, left_out = usable_samples(len(dataset), count, dataset.pixels, arguments.on_bad_sample)
+    return dataset, usable, left_out
+
+
+def build_validation(
+    model: DefocusForImageClassification,
+    label_names: Sequence[str],
+    image_processor: DefocusImageProcessor,
+    arguments: Stage0VisionArguments,
+) -> tuple[Validation, list[str], dict[str, Any]]:
+    """The validation pass, lines about its data for the log, and facts for run.json.
+
+    Raises `ValueError` naming both data sets if their labels differ.
+    """
+    dataset, usable, left_out = load_checked(arguments.validation_data, image_processor, arguments)
+    check_same_labels(label_names, arguments.data, dataset.label_names, arguments.validation_data)
+    if not (dataset.labels[usable] >= 0).any():
+        raise ValueError(f"validation_data: {arguments.validation_data} holds no known label")
+    size = arguments.per_device_batch_size or max(1, arguments.global_batch_size // PartialState().num_processes)
+    validate = Validation(model, dataset, usable, size, arguments.dataloader_num_workers)
+    lines = [f"validation: {format_report(dataset.report)}", *(f"left out: {message}" for message in left_out)]
+    return validate, lines, {"validation_report": dataset.report, "validation_left_out": left_out}
 
 
 def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
