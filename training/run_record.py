@@ -100,14 +100,25 @@ def arguments_as_dict(arguments: Any) -> dict[str, Any]:
 
 
 def changed_arguments(recorded: Mapping[str, Any], arguments: Any) -> list[str]:
-    """`field: old -> new` for every argument that changes what is learned; empty when the run is the same."""
+    """`field: old -> new` for every argument that changes what is learned; empty when the run is the same.
+
+    A field that is younger than the recorded run had its default's effect then.
+    """
     current = arguments_as_dict(arguments)
-    names = sorted((set(recorded) | set(current)) - MAY_DIFFER)
+    then = {**_defaults(arguments), **recorded}
+    names = sorted((set(then) | set(current)) - MAY_DIFFER)
     return [
-        f"{name}: {json.dumps(recorded.get(name))} -> {json.dumps(current.get(name))}"
+        f"{name}: {json.dumps(then.get(name))} -> {json.dumps(current.get(name))}"
         for name in names
-        if recorded.get(name) != current.get(name)
+        if then.get(name) != current.get(name)
     ]
+
+
+def _defaults(arguments: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(arguments)
+    plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    made = {field.name: field.default_factory() for field in fields if field.default_factory is not dataclasses.MISSING}
+    return plain | made
 
 
 def fingerprints(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
