@@ -12,7 +12,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Table:
     """Position -> how messages call the row."""
     may_name_files: bool
     """Whether a picture may be a path instead of bytes; not in Parquet, which comes from strangers."""
+    other_files: list[str] = field(default_factory=list)
+    """Files of the folder that are no pictures."""
 
 
 class TablePictures:
@@ -80,8 +82,8 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
     """
     table = open_table(data)
     check_columns(table.rows.column_names, columns, str(data))
-    rows = table.rows.cast_column(columns.image, datasets.Image(decode=False))
-    table = Table(rows, table.name, table.may_name_files)
+    rows = undecoded(table.rows, columns.image, str(data))
+    table = replace(table, rows=rows)
     names = class_names(rows.features[columns.label], columns.label, str(data))
     values = rows[columns.label][:]
     bad = {row: problem for row, value in enumerate(values) if (problem := label_problem(value, names))}
@@ -100,7 +102,7 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
         "file": str(data),
         "records": len(rows),
         "used": len(usable),
-        "left_out": {"bad label": problems},
+        "left_out": {"bad label": problems, "not an image file": table.other_files},
         "label_counts": count_labels(labels, names),
     }
     return LabelledData(TablePictures(table, columns.image, usable), labels, names, report)
@@ -111,6 +113,16 @@ def check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
     for field, column in (("image_column", columns.image), ("label_column", columns.label)):
         if column not in found:
             raise ValueError(f"{where}: no column {column!r}; it has {', '.join(found)}; name one with --{field}")
+
+
+def undecoded(rows: Any, column: str, where: str) -> Any:
+    """The rows with pictures as bytes and path. Raises `ValueError` if the column holds something else."""
+    feature = rows.features[column]
+    if not isinstance(feature, datasets.Image):
+        kinds = feature if isinstance(feature, dict) else {"bytes": feature}
+        if not {"bytes"} <= set(kinds) <= {"bytes", "path"} or "binary" not in getattr(kinds["bytes"], "dtype", ""):
+            raise ValueError(f"{where}: column {column!r} must hold images (bytes, or bytes and path), not {feature}")
+    return rows.cast_column(column, datasets.Image(decode=False))
 
 
 def class_names(feature: Any, column: str, where: str) -> list[str] | None:
@@ -193,13 +205,18 @@ def _open_parquet(files: list[str]) -> Table:
 
 def _open_class_folders(path: Path) -> Table:
     pattern = f"{glob.escape(str(path))}/**"
-    rows = datasets.load_dataset(
-        "imagefolder", data_files=[pattern], split="train", drop_labels=False, drop_metadata=True
-    )
-    undecoded = rows.cast_column("image", datasets.Image(decode=False))
-    if rows.features["label"].names == [path.name]:
-        raise ValueError(f"{path}: images must lie in one subfolder a class, or be named by a metadata.jsonl")
-    return Table(rows, lambda row: os.path.relpath(undecoded[row]["image"]["path"], path), may_name_files=True)
+    try:
+        rows = datasets.load_dataset(
+            "imagefolder", data_files=[pattern], split="train", drop_labels=False, drop_metadata=True
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} holds no images: {_first_line(error)}") from error
+    cells = rows.cast_column("image", datasets.Image(decode=False))["image"][:]
+    names = [os.path.relpath(cell["path"], path) for cell in cells]
+    if loose := [name for name in names if not os.path.dirname(name)]:
+        raise ValueError(f"{path}: {loose[0]} must lie in the subfolder of its class, or be named by a metadata.jsonl")
+    files = (os.path.relpath(file, path) for file in path.rglob("*") if file.is_file())
+    return Table(rows, names.__getitem__, may_name_files=True, other_files=sorted(set(files) - set(names)))
 
 
 def _first_line(error: BaseException) -> str:
