@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
-from training.batches import Batch, batch_loader
+from training.batches import Batch, load_batches
 from training.checkpointing import (
     CheckpointError,
     Savable,
@@ -187,9 +187,7 @@ class TrainingLoop:
         sampler = MicroBatchSampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return iter(
-            batch_loader(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
-        )
+        return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))

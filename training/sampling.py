@@ -87,12 +87,16 @@ class BatchPlan:
         """Epochs finished after `step` steps; its whole part is the epoch of the next sample."""
         return step * self.global_batch_size / self.num_samples
 
-    def keys(self, step: int, micro_step: int, rank: int) -> list[SampleKey]:
-        """The samples of one process's micro-batch."""
+    def positions(self, step: int, micro_step: int, rank: int) -> range:
+        """Where in the endless stream of samples one process's micro-batch lies."""
         start = step * self.global_batch_size
         start += (micro_step * self.world_size + rank) * self.per_device_batch_size
+        return range(start, start + self.per_device_batch_size)
+
+    def keys(self, step: int, micro_step: int, rank: int) -> list[SampleKey]:
+        """The samples of one process's micro-batch."""
         keys = []
-        for position in range(start, start + self.per_device_batch_size):
+        for position in self.positions(step, micro_step, rank):
             epoch, offset = divmod(position, self.num_samples)
             keys.append(SampleKey(epoch, epoch_permutation(self.num_samples, self.seed, epoch)[offset]))
         return keys

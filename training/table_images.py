@@ -66,12 +66,7 @@ class TablePictures:
 
     def load(self, index: int) -> Image.Image:
         """The picture. Raises `ImageError` or `FileNotFoundError`."""
-        cell = self._cells[self._rows[index]][self._column] or {}
-        if cell.get("bytes") is not None:
-            return decode_image(io.BytesIO(cell["bytes"]), repr(cell.get("path") or ""))
-        if cell.get("path") and self._table.may_name_files:
-            return load_image(cell["path"])
-        raise ImageError(f"column {self._column!r} holds no image bytes; write the image itself there, not its path")
+        return open_picture(self._cells[self._rows[index]][self._column], self._table.may_name_files)
 
 
 def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> LabelledData:
@@ -82,7 +77,8 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
     """
     table = open_table(data)
     check_columns(table.rows.column_names, columns, str(data))
-    rows = undecoded(table.rows, columns.image, str(data))
+    check_image_column(table.rows.features[columns.image], columns.image, str(data))
+    rows = table.rows.cast_column(columns.image, datasets.Image(decode=False))
     table = replace(table, rows=rows)
     names = class_names(rows.features[columns.label], columns.label, str(data))
     values = rows[columns.label][:]
@@ -108,21 +104,29 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
     return LabelledData(TablePictures(table, columns.image, usable), labels, names, report)
 
 
+def open_picture(cell: dict[str, Any] | None, may_name_file: bool) -> Image.Image:
+    """The picture of a cell `{"bytes", "path"}`. Raises `ImageError` or `FileNotFoundError`."""
+    cell = cell or {}
+    if cell.get("bytes") is not None:
+        return decode_image(io.BytesIO(cell["bytes"]), repr(cell.get("path") or ""))
+    if cell.get("path") and may_name_file:
+        return load_image(cell["path"])
+    raise ImageError("there are no image bytes; write the image itself into the data, not its path")
+
+
 def check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
     """Raise `ValueError` naming the argument and the columns there are."""
-    for field, column in (("image_column", columns.image), ("label_column", columns.label)):
+    for argument, column in (("image_column", columns.image), ("label_column", columns.label)):
         if column not in found:
-            raise ValueError(f"{where}: no column {column!r}; it has {', '.join(found)}; name one with --{field}")
+            raise ValueError(f"{where}: no column {column!r}; it has {', '.join(found)}; name one with --{argument}")
 
 
-def undecoded(rows: Any, column: str, where: str) -> Any:
-    """The rows with pictures as bytes and path. Raises `ValueError` if the column holds something else."""
-    feature = rows.features[column]
+def check_image_column(feature: Any, column: str, where: str) -> None:
+    """Raise `ValueError` unless the column holds pictures: `datasets.Image`, or bytes with or without a path."""
     if not isinstance(feature, datasets.Image):
         kinds = feature if isinstance(feature, dict) else {"bytes": feature}
         if not {"bytes"} <= set(kinds) <= {"bytes", "path"} or "binary" not in getattr(kinds["bytes"], "dtype", ""):
             raise ValueError(f"{where}: column {column!r} must hold images (bytes, or bytes and path), not {feature}")
-    return rows.cast_column(column, datasets.Image(decode=False))
 
 
 def class_names(feature: Any, column: str, where: str) -> list[str] | None:
@@ -162,7 +166,7 @@ def open_table(data: str | Path) -> Table:
             return _open_parquet(files)
         return _open_class_folders(path)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{data} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{data} cannot be read: {first_line(error)}") from error
 
 
 def parquet_files(data: str | Path) -> list[str]:
@@ -192,7 +196,7 @@ def _open_parquet(files: list[str]) -> Table:
         try:
             counts.append(pyarrow.parquet.read_metadata(file).num_rows)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{file} is no whole Parquet file: {_first_line(error)}") from error
+            raise ValueError(f"{file} is no whole Parquet file: {first_line(error)}") from error
     starts = [0, *itertools.accumulate(counts)]
 
     def name(row: int) -> str:
@@ -210,7 +214,7 @@ def _open_class_folders(path: Path) -> Table:
             "imagefolder", data_files=[pattern], split="train", drop_labels=False, drop_metadata=True
         )
     except ValueError as error:
-        raise ValueError(f"{path} holds no images: {_first_line(error)}") from error
+        raise ValueError(f"{path} holds no images: {first_line(error)}") from error
     cells = rows.cast_column("image", datasets.Image(decode=False))["image"][:]
     names = [os.path.relpath(cell["path"], path) for cell in cells]
     if loose := [name for name in names if not os.path.dirname(name)]:
@@ -219,5 +223,6 @@ def _open_class_folders(path: Path) -> Table:
     return Table(rows, names.__getitem__, may_name_files=True, other_files=sorted(set(files) - set(names)))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

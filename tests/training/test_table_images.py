@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from PIL import Image
 from training.labelled_images import format_report, load_labelled_images
 from training.table_images import Columns
 
+sys.path.insert(0, str(Path(__file__).parent))
+from picture_rows import PETS, encoded, is_as_red_as, table
+
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "train.parquet"
 
@@ -22,28 +24,6 @@ CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "train.parqu
 @pytest.fixture
 def image_processor(processor):
     return processor.image_processor
-
-
-def encoded(value: int, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 6), (value, 0, 0)).save(stream, kind)
-    return stream.getvalue()
-
-
-def table(labels: list[Any], feature: Any, **cells: Any) -> datasets.Dataset:
-    """A row for each label, whose picture is as red as its position; `cells` replaces pictures by row number."""
-    pictures = [{"bytes": encoded(10 * row), "path": f"{row}.png"} for row in range(len(labels))]
-    for row, cell in cells.items():
-        pictures[int(row.removeprefix("row"))] = cell
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": feature})
-    return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
-
-
-PETS = datasets.ClassLabel(names=["dog", "cat", "none"])
-
-
-def is_as_red_as(pixels: torch.Tensor, row: int) -> bool:
-    return bool((pixels[0] == 10 * row).all() and (pixels[1:] == 0).all())
 
 
 def test_one_parquet_file(tmp_path, image_processor):
@@ -168,7 +148,7 @@ def test_label_beyond_its_names(tmp_path, image_processor):
     features = datasets.Features({"image": datasets.Image(), "label": PETS})
     content = content.replace_schema_metadata(features.arrow_schema.metadata)
     pyarrow.parquet.write_table(content, path)
-    with pytest.raises(ValueError, match=r"pets\.parquet.*7"):
+    with pytest.raises(ValueError, match=r"pets\.parquet\[1\]: .label. is 7, not from 0 to 2"):
         load_labelled_images(path, image_processor)
 
 

@@ -146,7 +146,8 @@ def test_a_run_validates_its_average_and_learns_the_same(data: Path, tmp_path: P
     dataset = load_labelled_images(metadata, DefocusImageProcessor.from_pretrained(folder))
     again = Validation(model, dataset, range(len(dataset)), 4)(process())
     assert {**again, "step": 4} == pytest.approx(record["validation"], rel=1e-6)
-    weights = load_file(plain / "checkpoints" / "step-000004" / "model.safetensors")  # the last weights, not the average
+    # the last weights, which are not the average, would have said something else
+    weights = load_file(plain / "checkpoints" / "step-000004" / "model.safetensors")
     model.load_state_dict(weights)
     assert Validation(model, dataset, range(len(dataset)), 4)(process())["validation_loss"] != pytest.approx(
         last["validation_loss"], rel=1e-4
