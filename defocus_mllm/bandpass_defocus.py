@@ -10,10 +10,20 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-# The paper does not publish initial values for De-focus ViT. These cover distances from about 3 tokens
+from .kernels_defocus import at_least_float32
+
+# The paper does not publish initial values for De-focus ViT and RetNet. These cover distances from about 3 tokens
 # (lambda = -e^-1) to 150 tokens (lambda = -e^-5) over the heads, and wave lengths from 6 to 628 tokens.
 LAMBDA_HAT_RANGE = (-5.0, -1.0)
 THETA_RANGE = (1.0, 0.01)
+
+
+def register(module: nn.Module, name: str, mode: str, *shape: int) -> None:
+    """Give `module` a tensor: a parameter ("learnable"), a buffer that no optimizer can reach ("fixed"), or None."""
+    if mode == "fixed":
+        module.register_buffer(name, torch.empty(shape))
+    else:
+        module.register_parameter(name, None if mode == "none" else nn.Parameter(torch.empty(shape)))
 
 
 class DefocusBandPass(nn.Module):
@@ -25,14 +35,15 @@ class DefocusBandPass(nn.Module):
         decay, rotary: "learnable", "fixed" (kept at the initial values) or "none" (no such factor).
     """
 
+    lambda_hat: torch.Tensor | None
+    theta: torch.Tensor | None
+
     def __init__(self, num_heads: int, num_frequencies: int, decay: str, rotary: str) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.num_frequencies = num_frequencies
-        self.lambda_hat = None if decay == "none" else nn.Parameter(torch.empty(num_heads), decay == "learnable")
-        self.theta = (
-            None if rotary == "none" else nn.Parameter(torch.empty(num_heads, num_frequencies), rotary == "learnable")
-        )
+        register(self, "lambda_hat", decay, num_heads)
+        register(self, "theta", rotary, num_heads, num_frequencies)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -48,8 +59,8 @@ class DefocusBandPass(nn.Module):
 
     @property
     def decay(self) -> torch.Tensor | None:
-        """lambda = -exp(lambda_hat), shape (heads,), negative; None without decay."""
-        return None if self.lambda_hat is None else -torch.exp(self.lambda_hat)
+        """lambda = -exp(lambda_hat), shape (heads,), negative, in at least float32; None without decay."""
+        return None if self.lambda_hat is None else -torch.exp(at_least_float32(self.lambda_hat))
 
     def decay_factor(self, distance: torch.Tensor) -> torch.Tensor | None:
         """Return e^{lambda |distance|}.
@@ -60,10 +71,8 @@ class DefocusBandPass(nn.Module):
         Returns:
             Shape (heads, queries, keys), in at least float32; None without decay.
         """
-        if self.lambda_hat is None:
-            return None
-        decay = -torch.exp(_at_least_float32(self.lambda_hat))
-        return torch.exp(decay[:, None, None] * distance.abs().to(decay.dtype))
+        decay = self.decay
+        return None if decay is None else torch.exp(decay[:, None, None] * distance.abs().to(decay.dtype))
 
     def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Multiply the pairs of channels (2k, 2k+1) by e^{i theta_k position}; phases are never below float32.
@@ -74,12 +83,9 @@ class DefocusBandPass(nn.Module):
         """
         if self.theta is None:
             return hidden_states
-        theta = _at_least_float32(self.theta)
+        theta = at_least_float32(self.theta)
         phase = positions.to(theta.dtype)[:, None] * theta[:, None, :]  # (heads, tokens, pairs)
-        cosine, sine = phase.cos(), phase.sin()
-        even, odd = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
-        rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
-        return rotated.flatten(-2).to(hidden_states.dtype)
+        return rotate_pairs(hidden_states, phase.repeat_interleave(2, dim=-1))
 
     def frequency_response(self, omega: torch.Tensor) -> torch.Tensor:
         """Gain |y(omega)| / |x(omega)| of eq. 7, for a filter with both factors.
@@ -93,12 +99,25 @@ class DefocusBandPass(nn.Module):
         Raises:
             ValueError: without decay or without rotary there is no pass band.
         """
-        if self.lambda_hat is None or self.theta is None:
+        decay = self.decay
+        if decay is None or self.theta is None:
             raise ValueError("the band-pass response (eq. 7) needs decay and rotary other than 'none'")
-        width = torch.exp(_at_least_float32(self.lambda_hat))[:, None, None]
-        centre = _at_least_float32(self.theta)[:, :, None]
+        width = -decay[:, None, None]
+        centre = at_least_float32(self.theta)[:, :, None]
         return 1 / (width * torch.sqrt(1 + ((omega - centre) / width) ** 2))
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def rotate_pairs(hidden_states: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+    """x cos(phase) + R(x) sin(phase), where R maps each pair of channels (x0, x1) to (-x1, x0).
+
+    With one phase a pair this is a rotation; the release gives the two channels of a pair phases of their own.
+
+    Args:
+        hidden_states: (..., channels), an even number.
+        phase: broadcastable to `hidden_states`, in radians, at least float32.
+
+    Returns:
+        The shape and dtype of `hidden_states`.
+    """
+    turned = torch.stack((-hidden_states[..., 1::2], hidden_states[..., 0::2]), dim=-1).flatten(-2)
+    return (hidden_states * phase.cos() + turned * phase.sin()).to(hidden_states.dtype)

@@ -7,13 +7,19 @@ this contract and an entry in `MIXERS`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
-from .bandpass_defocus import DefocusBandPass
+from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
 from .configuration_defocus import DefocusVisionConfig
+from .kernels_defocus import at_least_float32, defocus_attention, group_rms_norm, retention, selective_scan
+
+_GROUP_NORM_EPS = 1e-6
 
 
 @dataclass
@@ -33,49 +39,65 @@ class DefocusAttentionState:
         return self.key.shape[2]
 
 
-def defocus_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay_factor: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    scaling: float,
-) -> torch.Tensor:
-    """De-focus attention (eq. 8), the plain reference.
+@dataclass
+class DefocusRetentionState:
+    """What retention carries: constant in size.
 
-    The decay MULTIPLIES the logit before the softmax: a distant logit goes to 0, that is towards uniform attention. It
-    is not an additive bias, which would suppress distant tokens instead.
-
-    Args:
-        query: rotated queries, (batch, heads, queries, channels).
-        key, value: rotated keys and values, (batch, heads, keys, channels).
-        decay_factor: e^{lambda |t-s|}, (heads, queries, keys), or None.
-        visible: True where the query may see the key, (queries, keys), or None for all.
-        scaling: factor on the logits, 1 / sqrt(channels).
-
-    Returns:
-        (batch, heads, queries, channels).
+    Attributes:
+        memory: decayed sum of the keys' and values' outer products, (batch, heads, channels, channels).
+        num_tokens: tokens so far.
     """
-    logits = query @ key.transpose(-1, -2)
-    # The constants are folded into the (small) decay table: one pass over the logits instead of two.
-    logits = logits * (scaling if decay_factor is None else (decay_factor * scaling).to(logits.dtype))
-    if visible is not None:
-        logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-    return logits.softmax(dim=-1) @ value
+
+    memory: torch.Tensor
+    num_tokens: int
 
 
-class DefocusAttention(nn.Module):
-    """De-focus ViT's mixer: multi-head attention with a learnable band-pass filter on the logits (eq. 8)."""
+@dataclass
+class DefocusMambaState:
+    """What mamba carries: constant in size.
+
+    Attributes:
+        convolution: the last inputs of the convolution, (batch, channels, conv_kernel - 1).
+        scan: the states after the last token, (batch, channels, states).
+        num_tokens: tokens so far.
+    """
+
+    convolution: torch.Tensor
+    scan: torch.Tensor
+    num_tokens: int
+
+
+class _HeadMixer(nn.Module):
+    """What attention and retention share: heads, positions and the band-pass filter of each head."""
 
     def __init__(self, config: DefocusVisionConfig) -> None:
         super().__init__()
-        self.causal = config.causal
+        assert config.decay is not None  # the configuration has resolved it
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
+        self.band_pass = DefocusBandPass(self.num_heads, self.head_dim // 2, config.decay, config.rotary)
+
+    def split_heads(self, hidden_states: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        """(batch, tokens, parts x hidden) to `parts` tensors (batch, heads, tokens, channels of a head)."""
+        batch, num_tokens, _ = hidden_states.shape
+        split = hidden_states.view(batch, num_tokens, parts, self.num_heads, self.head_dim)
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Turn by the phases of `positions`, (tokens,), scaled to the resolution."""
+        return self.band_pass.rotate(hidden_states, positions / self.config.rope_scale_factor)
+
+
+class DefocusAttention(_HeadMixer):
+    """De-focus ViT's mixer: multi-head attention with a learnable band-pass filter on the logits (eq. 8)."""
+
+    def __init__(self, config: DefocusVisionConfig) -> None:
+        super().__init__(config)
+        self.causal = config.causal
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.band_pass = DefocusBandPass(self.num_heads, self.head_dim // 2, config.decay, config.rotary)
 
     def forward(
         self, hidden_states: torch.Tensor, state: DefocusAttentionState | None = None
@@ -97,17 +119,171 @@ class DefocusAttention(nn.Module):
         batch, num_tokens, hidden_size = hidden_states.shape
         past = 0 if state is None else state.num_tokens
         positions = torch.arange(past, past + num_tokens, device=hidden_states.device)
-        projected = self.qkv(hidden_states).view(batch, num_tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self.band_pass.rotate(query, positions), self.band_pass.rotate(key, positions)
+        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+        query, key = self.rotate(query, positions), self.rotate(key, positions)
         if state is not None:
             key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
 
         distance = positions[:, None] - torch.arange(past + num_tokens, device=hidden_states.device)
         visible = distance >= 0 if self.causal else None
-        mixed = defocus_attention(query, key, value, self.band_pass.decay_factor(distance), visible, self.scaling)
+        factor = self.band_pass.decay_factor(distance / self.config.delta_scale_factor)
+        mixed = defocus_attention(query, key, value, factor, visible, self.scaling)
         output = self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
         return output, DefocusAttentionState(key, value)
 
 
-MIXERS: dict[str, type[nn.Module]] = {"attention": DefocusAttention}
+class DefocusRetention(_HeadMixer):
+    """De-focus RetNet's mixer: eq. 4 with learnable lambda and theta, then a norm of each head and a gate.
+
+    The paper does not describe the block around eq. 4. This one is RetNet's (norm of each head, SiLU gate) with values
+    as wide as keys: with it a plain RetNet-Base has the 93.6 M parameters that the release reports.
+    """
+
+    def __init__(self, config: DefocusVisionConfig) -> None:
+        super().__init__(config)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.gate = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: torch.Tensor, state: DefocusRetentionState | None = None
+    ) -> tuple[torch.Tensor, DefocusRetentionState]:
+        """Mix tokens.
+
+        Args:
+            hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
+            state: what the previous piece returned; None starts a sequence.
+
+        Returns:
+            The mixed tokens, same shape, and the state after them.
+        """
+        num_tokens = hidden_states.shape[1]
+        past = 0 if state is None else state.num_tokens
+        positions = torch.arange(past, past + num_tokens, device=hidden_states.device)
+        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+        query, key = self.rotate(query, positions), self.rotate(key, positions) * self.scaling
+        decay = self.band_pass.decay
+        if decay is not None:
+            decay = decay / self.config.delta_scale_factor
+        memory = None if state is None else state.memory
+        mixed, memory = retention(query, key, value, decay, memory)
+        mixed = group_rms_norm(mixed, self.head_dim, _GROUP_NORM_EPS).transpose(1, 2).flatten(2)
+        output = self.out_proj(mixed.to(hidden_states.dtype) * F.silu(self.gate(hidden_states)))
+        return output, DefocusRetentionState(memory, past + num_tokens)
+
+
+# Range and floor of the initial time steps (classification/utils/config.py of the release).
+_TIME_STEP_RANGE = (0.001, 0.1)
+_TIME_STEP_FLOOR = 1e-4
+
+
+class DefocusMamba(nn.Module):
+    """De-focus Mamba's mixer (eq. 9), as released in `mamba_block.py`.
+
+    Projection to inputs and gates, causal convolution, selective scan with learnable rotary frequencies on B and C
+    (one per state), group RMS norm, skip, gate, projection. `decay` other than "data_dependent" gives the decay a time
+    step per channel that does not depend on the token ("learnable", "fixed"), or leaves it out ("none").
+    """
+
+    D: torch.Tensor
+    A_log: torch.Tensor | None
+    theta: torch.Tensor | None
+    decay_bias: torch.Tensor | None
+
+    def __init__(self, config: DefocusVisionConfig) -> None:
+        super().__init__()
+        assert config.decay is not None  # the configuration has resolved it
+        self.config = config
+        channels, states = config.intermediate_size, config.state_size
+        decay = "learnable" if config.decay == "data_dependent" else config.decay
+        register(self, "A_log", decay, channels, states)
+        register(self, "D", "learnable", channels)
+        register(self, "theta", config.rotary, states)
+        register(self, "decay_bias", "none" if config.decay == "data_dependent" else decay, channels)
+        self.conv1d = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
+        self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
+        self.x_proj = nn.Linear(channels, config.time_step_rank + 2 * states, bias=False)
+        self.dt_proj = nn.Linear(config.time_step_rank, channels)
+        self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the release's initial values of everything but the projections `in_proj`, `x_proj` and `out_proj`."""
+        config = self.config
+        states, channels = config.state_size, config.intermediate_size
+        if self.A_log is not None:
+            init.copy_(self.A_log, torch.arange(1, states + 1).float().log().expand(channels, -1))
+        init.ones_(self.D)
+        if self.theta is not None:
+            powers = 100.0 ** (-torch.arange(1, states + 1) / states)
+            init.copy_(self.theta, (powers - 0.01) / (1 - 0.01))
+        bound = config.time_step_rank**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
+        # Deterministic: the channels are ordered by their time scale.
+        first, last = _TIME_STEP_RANGE
+        step = torch.exp(torch.linspace(math.log(first), math.log(last), channels))
+        step = step.clamp(min=_TIME_STEP_FLOOR)
+        inverse_softplus = step + torch.log(-torch.expm1(-step))
+        for bias in (self.dt_proj.bias, self.decay_bias):
+            if bias is not None:
+                init.copy_(bias, inverse_softplus)
+        bound = config.conv_kernel**-0.5  # PyTorch's default
+        init.uniform_(self.conv1d.weight, -bound, bound)
+        if self.conv1d.bias is not None:
+            init.uniform_(self.conv1d.bias, -bound, bound)
+
+    def forward(
+        self, hidden_states: torch.Tensor, state: DefocusMambaState | None = None
+    ) -> tuple[torch.Tensor, DefocusMambaState]:
+        """Mix tokens.
+
+        Args:
+            hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
+            state: what the previous piece returned; None starts a sequence.
+
+        Returns:
+            The mixed tokens, same shape, and the state after them.
+        """
+        past = 0 if state is None else state.num_tokens
+        inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        inputs, window = self._convolve(inputs, None if state is None else state.convolution)
+        mixed, scan = self._scan(inputs, past, None if state is None else state.scan)
+        if self.config.group_norm_size:
+            mixed = group_rms_norm(mixed, self.config.group_norm_size, _GROUP_NORM_EPS)
+        # Skip and gate follow the norm: inside the scan they would be normalised too, which is another model.
+        mixed = mixed + self.D * inputs
+        mixed = mixed * F.silu(at_least_float32(gate))
+        output = self.out_proj(mixed.to(hidden_states.dtype))
+        return output, DefocusMambaState(window, scan, past + hidden_states.shape[1])
+
+    def _convolve(self, inputs: torch.Tensor, window: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Causal convolution and SiLU of (batch, tokens, channels); also the window for the next piece."""
+        inputs = inputs.transpose(1, 2)
+        width = self.config.conv_kernel - 1
+        padded = F.pad(inputs, (width, 0)) if window is None else torch.cat((window, inputs), dim=-1)
+        window = padded[..., padded.shape[-1] - width :]
+        return F.silu(self.conv1d(padded)).transpose(1, 2), window
+
+    def _scan(self, inputs: torch.Tensor, past: int, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.config
+        rank, states = config.time_step_rank, config.state_size
+        delta, B, C = self.x_proj(inputs).split((rank, states, states), dim=-1)
+        delta = F.softplus(at_least_float32(self.dt_proj(delta))) / config.delta_scale_factor
+        decay_delta = delta
+        if self.decay_bias is not None:
+            decay_delta = F.softplus(at_least_float32(self.decay_bias)) / config.delta_scale_factor
+        A = None if self.A_log is None else -torch.exp(at_least_float32(self.A_log))
+        B, C = at_least_float32(B), at_least_float32(C)
+        if self.theta is not None:
+            positions = torch.arange(past, past + inputs.shape[1], device=inputs.device)
+            phase = (positions / config.rope_scale_factor)[:, None] * at_least_float32(self.theta)
+            B, C = rotate_pairs(B, phase), rotate_pairs(C, phase)
+        return selective_scan(inputs, delta, decay_delta, A, B, C, initial)
+
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "attention": DefocusAttention,
+    "retention": DefocusRetention,
+    "mamba": DefocusMamba,
+}

@@ -1,7 +1,7 @@
 """The De-focus vision encoder: an image read as one causal sequence of patches, left to right, top to bottom."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,42 +16,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .bandpass_defocus import DefocusBandPass
 from .configuration_defocus import DefocusVisionConfig
-from .mixers_defocus import MIXERS
+from .embeddings_defocus import DefocusEmbeddings
+from .kernels_defocus import at_least_float32, group_rms_norm
+from .mixers_defocus import MIXERS, DefocusMamba
 
-
-class DefocusEmbeddings(nn.Module):
-    """Patches in raster order, then registers, then the class token: (batch, num_image_tokens, hidden)."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
-        self.register_tokens = (
-            nn.Parameter(torch.zeros(1, config.num_registers, config.hidden_size)) if config.num_registers else None
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.class_token else None
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, config.num_image_tokens, config.hidden_size))
-            if config.use_absolute_position_embeddings
-            else None
-        )
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed (batch, channels, image_size, image_size) pixels; `ValueError` for any other shape."""
-        expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
-            raise ValueError(
-                f"pixel_values must have shape (batch, {expected[0]}, {expected[1]}, {expected[2]}), "
-                f"not {tuple(pixel_values.shape)}"
-            )
-        tokens = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
-        tail = [
-            token.expand(len(tokens), -1, -1) for token in (self.register_tokens, self.cls_token) if token is not None
-        ]
-        tokens = torch.cat([tokens, *tail], dim=1)
-        return tokens if self.pos_embed is None else tokens + self.pos_embed
+if TYPE_CHECKING:
+    # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
+    # every encoder, where AutoBackbone looks for it.
+    from .modeling_defocus_backbone import DefocusBackbone  # noqa: F401
 
 
 class DefocusDropPath(nn.Module):
@@ -98,6 +70,33 @@ class DefocusLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
+class DefocusRMSNorm(nn.Module):
+    """Root mean square norm with a weight, computed in at least float32; the norm before a released mamba mixer."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normalised = group_rms_norm(hidden_states, hidden_states.shape[-1], self.eps)
+        return self.weight * normalised.to(self.weight.dtype)
+
+
+class DefocusMambaLayer(GradientCheckpointingLayer):
+    """A block of De-focus Mamba, as released: pre-norm mixer, no feed-forward layer, residual in at least float32."""
+
+    def __init__(self, config: DefocusVisionConfig) -> None:
+        super().__init__()
+        self.norm = DefocusRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer = MIXERS[config.mixer](config)
+        self.drop_path = DefocusDropPath()
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        mixed, _ = self.mixer(self.norm(hidden_states))
+        return at_least_float32(hidden_states) + self.drop_path(mixed)
+
+
 class DefocusVisionPreTrainedModel(PreTrainedModel):
     """Weight initialisation and loading shared by the models of the encoder."""
 
@@ -106,10 +105,10 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012 - Transformers declares these as class attributes
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DefocusLayer"]  # noqa: RUF012
-    _can_record_outputs = {"hidden_states": DefocusLayer}  # noqa: RUF012
-    # lambda and theta are phases and rates: 16 bits would quantise them.
-    _keep_in_fp32_modules_strict = ["band_pass"]  # noqa: RUF012
+    _no_split_modules = ["DefocusLayer", "DefocusMambaLayer"]  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": (DefocusLayer, DefocusMambaLayer)}  # noqa: RUF012
+    # Phases, rates and what they multiply: 16 bits would quantise them.
+    _keep_in_fp32_modules_strict = ["band_pass", "A_log", "D", "theta", "decay_bias"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,7 +120,9 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, DefocusBandPass):
+        elif isinstance(module, DefocusRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, DefocusBandPass | DefocusMamba):
             module.reset_parameters()
         elif isinstance(module, DefocusEmbeddings):
             for token in (module.register_tokens, module.cls_token, module.pos_embed):
@@ -137,7 +138,8 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
     def __init__(self, config: DefocusVisionConfig) -> None:
         super().__init__(config)
         self.embeddings = DefocusEmbeddings(config)
-        self.layers = nn.ModuleList(DefocusLayer(config) for _ in range(config.num_hidden_layers))
+        layer = DefocusMambaLayer if config.mixer == "mamba" else DefocusLayer
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.set_drop_path_rate(config.drop_path_rate)
@@ -152,16 +154,31 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
         The released training calls this once an epoch with a rate that grows linearly over the epochs.
         """
         drop_paths = [module for module in self.modules() if isinstance(module, DefocusDropPath)]
-        for drop_path, value in zip(drop_paths, torch.linspace(0, rate, len(drop_paths)).tolist(), strict=True):
-            drop_path.rate = value
+        for depth, drop_path in enumerate(drop_paths):
+            drop_path.rate = rate * depth / max(1, len(drop_paths) - 1)
+
+    def resize_images(self, image_size: int) -> None:
+        """Prepare for images of another size, in place: scale factors by `for_image_size`, positions interpolated.
+
+        Args:
+            image_size: new height and width, in pixels.
+
+        Raises:
+            ValueError: `image_size` is not a multiple of the patch size (in sections: of a section's).
+        """
+        resized = self.config.for_image_size(image_size)
+        self.embeddings.resize(image_size)
+        for name in ("image_size", "delta_scale_factor", "rope_scale_factor"):
+            setattr(self.config, name, getattr(resized, name))
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, any_size: bool = False, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Encode images.
 
         Args:
             pixel_values: (batch, channels, image_size, image_size), normalised.
+            any_size: accept other heights and widths, see `DefocusEmbeddings.forward`; the scale factors stay.
 
         Returns:
             `last_hidden_state` (batch, patches + registers + class token, hidden) and `pooler_output` (batch, hidden):
@@ -170,10 +187,10 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
         Raises:
             ValueError: `pixel_values` has another shape.
         """
-        hidden_states = self.embeddings(pixel_values)
+        hidden_states = self.embeddings(pixel_values, any_size)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        hidden_states = self.norm(hidden_states)
+        hidden_states = self.norm(hidden_states.to(self.norm.weight.dtype))
         pooled = hidden_states[:, -1] if self.config.class_token else hidden_states.mean(dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -221,6 +238,18 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     return losses.sum() / known.sum().clamp(min=1)
 
 
+class DefocusClassificationHead(nn.Module):
+    """Linear, tanh, linear: the head of the released IN-22k models, three times as wide inside."""
+
+    def __init__(self, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 3 * hidden_size)
+        self.fc2 = nn.Linear(3 * hidden_size, num_labels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(torch.tanh(self.fc1(hidden_states)))
+
+
 class DefocusForImageClassification(DefocusVisionPreTrainedModel):
     """Encoder with the main head on the class token and the auxiliary head on the patch tokens (paper, section 4.3)."""
 
@@ -228,13 +257,18 @@ class DefocusForImageClassification(DefocusVisionPreTrainedModel):
         super().__init__(config)
         self.encoder = DefocusVisionModel(config)
         num_labels = len(config.id2label or {})
-        self.head = nn.Linear(config.hidden_size, num_labels)
-        self.head2 = nn.Linear(config.hidden_size, num_labels) if config.aux_loss != "none" else None
+        head = DefocusClassificationHead if config.head_type == "mlp" else nn.Linear
+        self.head = head(config.hidden_size, num_labels)
+        self.head2 = head(config.hidden_size, num_labels) if config.aux_loss != "none" else None
         self.post_init()
 
     def set_drop_path_rate(self, rate: float) -> None:
         """See `DefocusVisionModel.set_drop_path_rate`."""
         self.encoder.set_drop_path_rate(rate)
+
+    def resize_images(self, image_size: int) -> None:
+        """See `DefocusVisionModel.resize_images`."""
+        self.encoder.resize_images(image_size)
 
     @can_return_tuple
     def forward(

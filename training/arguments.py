@@ -253,12 +253,53 @@ class EvaluationArguments:
         require(self.limit >= 0, f"limit: must not be negative, got {self.limit}")
 
 
+@dataclass
+class EvidenceArguments:
+    """Section `evidence` of a recipe and what `python -m training.evidence` takes; the recipe's `stage0_vision` trains.
+
+    The three mixers have parameters of different kinds, so that equal size needs different widths and depths.
+    """
+
+    output_dir: str = ""
+    """Folder of all runs, their predictions and the results."""
+    train: str = ""
+    """Training pictures, any `data` that stage 0 takes."""
+    test: str = ""
+    """Test pictures, looked at once: after the last epoch of a run."""
+    study: Literal["main", "ablation_filter", "ablation_drop_path", "ablation_auxiliary_loss"] = "main"
+    """Which table; runs that two tables share are trained once."""
+    models: list[str] = field(default_factory=list)
+    """Names of the study's models; empty: all of them."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds; every model is trained once with each."""
+    processes: int = 1
+    """Runs trained side by side, the cores shared among them; 0 only writes the results of finished runs."""
+    write: str = ""
+    """Markdown page whose generated part is replaced, for example docs/results/cifar10.md."""
+    attention: JsonDict = field(default_factory=JsonDict)
+    """Fields of DefocusVisionConfig for the models of mixer "attention", above those of `stage0_vision`."""
+    retention: JsonDict = field(default_factory=JsonDict)
+    """The same for mixer "retention"."""
+    mamba: JsonDict = field(default_factory=JsonDict)
+    """The same for mixer "mamba"."""
+    cpu: bool = False
+    """Stay on the CPU even if there is a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("output_dir", "train", "test"):
+            require(bool(getattr(self, name)), f"{name}: required")
+        require(bool(self.seeds) and min(self.seeds) >= 0, f"seeds: must not be negative, got {self.seeds}")
+        require(len(set(self.seeds)) == len(self.seeds), f"seeds: {self.seeds} names one twice")
+        require(self.processes >= 0, f"processes: must not be negative, got {self.processes}")
+
+
 SECTIONS: dict[str, type] = {
     "stage0_language": Stage0LanguageArguments,
     "stage0_vision": Stage0VisionArguments,
     "stage1": Stage1Arguments,
     "stage2": Stage2Arguments,
     "evaluation": EvaluationArguments,
+    "evidence": EvidenceArguments,
 }
 """Section of a recipe -> the arguments it holds."""
 
