@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
 from training.arguments import Stage0VisionArguments
-from training.augmentation import Augmentation
-from training.labelled_images import collate_labelled_images, format_report, load_labelled_images
+from training.augmented_batches import AugmentedBatches
+from training.labelled_images import format_report, load_labelled_images
 from training.loop import Batch, Stage
-from training.sampling import SampleKey, mix_seed
 from training.stages import usable_samples
+from training.starting_point import load_start, starting_config
 
 
 def build_vision(arguments: Stage0VisionArguments) -> Stage:
     """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
     config = vision_config(arguments)
-    image_processor = DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    image_processor = build_image_processor(arguments, config.image_size)
     dataset = load_labelled_images(arguments.data, image_processor, arguments.on_bad_sample)
     config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
     config.id2label = dataset.id2label
@@ -28,24 +26,19 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         len(dataset), arguments.check_images, dataset.__getitem__, arguments.on_bad_sample
     )
     model = DefocusForImageClassification(config)
-    augmentation = Augmentation(arguments.horizontal_flip, arguments.vertical_flip, arguments.max_shift)
-
-    def load_batch(keys: Sequence[SampleKey]) -> Batch:
-        batch = collate_labelled_images([dataset[usable[key.sample]] for key in keys])
-        generators = [torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *key)) for key in keys]
-        return {**batch, "pixel_values": augmentation(batch["pixel_values"], generators)}
-
-    def count_known(batch: Batch) -> int:
-        return int((batch["labels"] >= 0).sum())
+    start = load_start(model, arguments.model) if arguments.model else []
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    batches = AugmentedBatches(dataset, usable, arguments, arguments.seed)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
         # the model returns the mean over the micro-batch's known labels
-        return forward(**batch).loss * (count_known(batch) / items)
+        return forward(**batch).loss * (batches.count_known(batch) / items)
 
     def begin_epoch(epoch: int, num_epochs: int) -> None:
         model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
 
-    lines = [format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
+    lines = [*start, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
     lines.append(f"{dataset.paths[usable[0]]}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
     return Stage(
         name="stage0_vision",
@@ -56,17 +49,18 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
             "heads": [head for head in (model.head, model.head2) if head is not None],
         },
         num_samples=len(usable),
-        load_batch=load_batch,
-        count_items=count_known,
+        repeats=arguments.repeated_augmentation,
+        load_batch=batches,
+        count_items=batches.count_known,
         compute_loss=compute_loss,
         begin_epoch=begin_epoch,
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out},
+        facts={"data_report": dataset.report, "left_out": left_out, "start": start},
     )
 
 
 def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
-    """The encoder's configuration: a preset's fields, overridden by the recipe's.
+    """The encoder's configuration: a preset's or a checkpoint's fields, overridden by the recipe's.
 
     Raises `ValueError` for a drop path rate in `vision_config`, which the arguments of the same name would override.
     """
@@ -75,8 +69,19 @@ def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
         if name in arguments.vision_config:
             raise ValueError(f"vision_config: {name} is a field of the stage itself; move it out of vision_config")
     fields = {**arguments.vision_config, **schedule}
+    if arguments.model:
+        return starting_config(arguments.model, fields)
     preset = fields.pop("preset", None)
     return DefocusVisionConfig.from_preset(preset, **fields) if preset else DefocusVisionConfig(**fields)
+
+
+def build_image_processor(arguments: Stage0VisionArguments, image_size: int) -> DefocusImageProcessor:
+    """What normalises the pixels: as the arguments say, else as for the checkpoint that training starts from."""
+    size = {"height": image_size, "width": image_size}
+    given = {name: getattr(arguments, name) for name in ("image_mean", "image_std") if getattr(arguments, name)}
+    if arguments.model:
+        return DefocusImageProcessor.from_pretrained(arguments.model, **{"size": size, **given})
+    return DefocusImageProcessor(**{"size": size, **given})
 
 
 def drop_path_rate_at(epoch: int, num_epochs: int, arguments: Stage0VisionArguments) -> float:
