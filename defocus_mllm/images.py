@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 from PIL import Image, ImageOps
@@ -19,41 +20,46 @@ class ImageError(ValueError):
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """The picture in `path` as 8-bit RGB.
-
-    The format is told by content, whatever the file's name; of an animation the first frame counts. The orientation
-    that cameras write into EXIF is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits.
-    Raises FileNotFoundError, or `ImageError` if the file is no picture, is truncated or corrupt, has more than
-    `MAX_PIXELS` pixels, or holds 32-bit values, whose range nobody knows.
-    """
+    """The picture in the file `path`, as `decode_image` gives it. Raises FileNotFoundError, or `ImageError`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
+    return decode_image(path, str(path))
+
+
+def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
+    """The picture in `source` as 8-bit RGB; messages call it `name`.
+
+    The format is told by content, whatever the file's name; of an animation the first frame counts. The orientation
+    that cameras write into EXIF is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits.
+    Raises `ImageError` if the source is no picture, is truncated or corrupt, has more than `MAX_PIXELS` pixels, or
+    holds 32-bit values, whose range nobody knows.
+    """
     try:
-        with Image.open(path) as image:
-            _check_size(image, path)
+        with Image.open(source) as image:
+            _check_size(image, name)
             image.load()
             upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image {path} is too large: {error}") from error
+        raise ImageError(f"image {name} is too large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"image {path} is not a picture that Pillow can read; replace or remove it") from error
+        raise ImageError(f"image {name} is not a picture that Pillow can read; replace or remove it") from error
     except Exception as error:  # decoders report damage with whatever exception their parser runs into
-        raise ImageError(f"image {path} is truncated or corrupt ({error}); replace or remove it") from error
-    return _to_rgb(upright, path)
+        raise ImageError(f"image {name} is truncated or corrupt ({error}); replace or remove it") from error
+    return _to_rgb(upright, name)
 
 
-def _check_size(image: Image.Image, path: Path) -> None:
+def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"image {path} has {width} x {height} pixels, more than {MAX_PIXELS}; scale it down first")
+        raise ImageError(f"image {name} has {width} x {height} pixels, more than {MAX_PIXELS}; scale it down first")
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise ImageError(f"image {path} has 32-bit values (mode {image.mode}) of unknown range; convert it to 8 bits")
+        raise ImageError(f"image {name} has 32-bit values (mode {image.mode}) of unknown range; convert it to 8 bits")
     if image.mode in _SIXTEEN_BIT_MODES:
         grey = numpy.asarray(image).astype(numpy.float64) / 257  # 65535 / 257 == 255
         image = Image.fromarray(numpy.rint(grey).astype(numpy.uint8))

@@ -99,11 +99,21 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments):
     task: Literal["classification", "language"] = "classification"
     """Which half of stage 0 this is."""
     data: str = ""
-    """metadata.jsonl of a folder of images (Hugging Face ImageFolder convention, with `label` or `labels`)."""
+    """Labelled images: metadata.jsonl, a Parquet file (or a glob or folder of them), or a folder of class folders."""
+    image_column: str = "image"
+    """Column of the images in Parquet files or a saved data set."""
+    label_column: str = "label"
+    """Column of the classes in Parquet files or a saved data set."""
+    image_cache_megabytes: int = 1024
+    """Memory a process takes to keep the images of a data set decoded, at the encoder's size, 8 bits a value."""
+    validation_data: str = ""
+    """Labelled images, in any of the forms of `data`, that nothing is learned from; empty: no validation."""
+    validation_steps: int = 0
+    """Steps between validations; 0 validates once, after the last step."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
     check_images: int = 10_000
-    """Images decoded before training starts, evenly spaced over the data; a corrupt one found later stops the run."""
+    """Images decoded before training, evenly spaced (all, if they fit the cache); a corrupt one later stops the run."""
     model: str = ""
     """Folder of an encoder or classifier to start from (another stage 0's output_dir); empty: random weights."""
     vision_config: JsonDict = field(default_factory=JsonDict)
@@ -124,7 +134,13 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.task == "classification", "task: this is the classification half of stage 0")
-        require(bool(self.data), "data: required, the metadata.jsonl of a folder of images")
+        require(bool(self.data), "data: required, a file or folder of labelled images")
+        for name in ("image_cache_megabytes", "validation_steps"):
+            require(getattr(self, name) >= 0, f"{name}: must not be negative, got {getattr(self, name)}")
+        require(
+            bool(self.validation_data) or not self.validation_steps,
+            "validation_steps: set, but there is no validation_data",
+        )
         self.check_augmentation()
         for name in ("image_mean", "image_std"):
             require(len(getattr(self, name)) in (0, 3), f"{name}: needs three values, red, green and blue")
@@ -245,12 +261,53 @@ class EvaluationArguments:
         require(self.limit >= 0, f"limit: must not be negative, got {self.limit}")
 
 
+@dataclass
+class EvidenceArguments:
+    """Section `evidence` of a recipe and what `python -m training.evidence` takes; the recipe's `stage0_vision` trains.
+
+    The three mixers have parameters of different kinds, so that equal size needs different widths and depths.
+    """
+
+    output_dir: str = ""
+    """Folder of all runs, their predictions and the results."""
+    train: str = ""
+    """Training pictures, any `data` that stage 0 takes."""
+    test: str = ""
+    """Test pictures, looked at once: after the last epoch of a run."""
+    study: Literal["main", "ablation_filter", "ablation_drop_path", "ablation_auxiliary_loss"] = "main"
+    """Which table; runs that two tables share are trained once."""
+    models: list[str] = field(default_factory=list)
+    """Names of the study's models; empty: all of them."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds; every model is trained once with each."""
+    processes: int = 1
+    """Runs trained side by side, the cores shared among them; 0 only writes the results of finished runs."""
+    write: str = ""
+    """Markdown page whose generated part is replaced, for example docs/results/cifar10.md."""
+    attention: JsonDict = field(default_factory=JsonDict)
+    """Fields of DefocusVisionConfig for the models of mixer "attention", above those of `stage0_vision`."""
+    retention: JsonDict = field(default_factory=JsonDict)
+    """The same for mixer "retention"."""
+    mamba: JsonDict = field(default_factory=JsonDict)
+    """The same for mixer "mamba"."""
+    cpu: bool = False
+    """Stay on the CPU even if there is a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("output_dir", "train", "test"):
+            require(bool(getattr(self, name)), f"{name}: required")
+        require(bool(self.seeds) and min(self.seeds) >= 0, f"seeds: must not be negative, got {self.seeds}")
+        require(len(set(self.seeds)) == len(self.seeds), f"seeds: {self.seeds} names one twice")
+        require(self.processes >= 0, f"processes: must not be negative, got {self.processes}")
+
+
 SECTIONS: dict[str, type] = {
     "stage0_language": Stage0LanguageArguments,
     "stage0_vision": Stage0VisionArguments,
     "stage1": Stage1Arguments,
     "stage2": Stage2Arguments,
     "evaluation": EvaluationArguments,
+    "evidence": EvidenceArguments,
 }
 """Section of a recipe -> the arguments it holds."""
 

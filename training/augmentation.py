@@ -1,7 +1,7 @@
 """Augmentations of one picture, drawn from a random generator of its own.
 
-`Augmentation` takes and returns 8-bit pixels, before they are normalised; `erase` works on normalised ones. Mixing
-pictures with one another is in `training.mixing`.
+In this order: `random_crop` of the picture as it was decoded, `Augmentation` of its 8-bit pixels at the encoder's size,
+`erase` of normalised ones. Mixing pictures with one another is in `training.mixing`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ class Augmentation:
     """Probability of mirroring top and bottom."""
     max_shift: int = 0
     """Largest shift in pixels, along each axis, in either direction; what comes into view repeats the edge."""
-    crop_size: int = 0
-    """Cut out a random part and resize it to this height and width (bicubic); 0 keeps the picture whole."""
-    crop_min_area: float = 0.08
-    """Smallest share of the picture's area that a crop shows; the largest is all of it."""
     color_jitter: float = 0.0
     """Brightness, contrast and saturation are each multiplied by 1 - this to 1 + this, in random order."""
     rand_augment: RandAugment | None = None
@@ -48,18 +44,13 @@ class Augmentation:
         for field in ("horizontal_flip", "vertical_flip"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be a probability from 0 to 1, not {getattr(self, field)}")
-        for field in ("max_shift", "crop_size", "color_jitter"):
+        for field in ("max_shift", "color_jitter"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, but is {getattr(self, field)}")
-        if not 0 < self.crop_min_area <= 1:
-            raise ValueError(f"crop_min_area must be above 0 and at most 1, not {self.crop_min_area}")
 
     def __call__(self, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The picture, (3, height, width) uint8 (with a crop, (3, crop_size, crop_size)); `picture` stays as it is."""
+        """The picture changed, (3, height, width) uint8; `picture` itself stays as it is."""
         draws = torch.rand(4, generator=generator)
-        if self.crop_size:
-            image = random_crop(to_image(picture), self.crop_size, self.crop_min_area, generator)
-            picture = to_pixels(image)
         if draws[0] < self.horizontal_flip:
             picture = picture.flip(-1)
         if draws[1] < self.vertical_flip:
@@ -82,7 +73,10 @@ def shift(picture: torch.Tensor, down: int, right: int) -> torch.Tensor:
 
 
 def random_crop(image: Image.Image, size: int, min_area: float, generator: torch.Generator) -> Image.Image:
-    """A random part of `image`, resized to (size, size); the largest part in the middle if ten draws do not fit."""
+    """A random part of `image`, at least `min_area` of it, resized (bicubic) to (size, size).
+
+    If ten draws do not fit, the largest part in the middle whose aspect is allowed.
+    """
     box = _random_box(image.height, image.width, (min_area, 1.0), CROP_ASPECT, generator)
     if box is None:
         aspect = min(max(image.width / image.height, CROP_ASPECT[0]), CROP_ASPECT[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -52,18 +54,23 @@ def remove_partial_work(directory: str | Path) -> list[str]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 that identifies an input: a file's bytes, or a model folder's configuration, weights and tokenizer.
+    """SHA-256 that identifies an input: a file, a model folder, or the files of a folder or glob pattern of data.
 
-    A folder's fingerprint covers the files that define a model (`.json`, `.safetensors`, `.jinja`, `.model` directly
-    in it) and neither records nor metrics of the run that wrote it, so that training it again to the same weights
-    gives the same fingerprint. Raises `FileNotFoundError` naming the path.
+    A file counts with its bytes, data of many files with their names and sizes. A model folder's
+    fingerprint covers the files that define a model (`.json`, `.safetensors`, `.jinja`, `.model` directly in it) and
+    neither records nor metrics of the run that wrote it, so that training it again to the same weights gives the same
+    fingerprint. Raises `FileNotFoundError` naming the path.
     """
     path = Path(path)
     if path.is_file():
         return file_sha256(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist")
-    return combined_sha256(sorted(file for file in path.iterdir() if _defines_a_model(file)))
+    if (path / "config.json").is_file() or (path / "tokenizer_config.json").is_file():
+        return combined_sha256(sorted(file for file in path.iterdir() if _defines_a_model(file)))
+    files = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
+    listing = [f"{os.path.relpath(file, path.parent)} {file.stat().st_size}" for file in files if file.is_file()]
+    if not listing:
+        raise FileNotFoundError(f"{path} does not exist or is empty")
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
 def _defines_a_model(file: Path) -> bool:

@@ -1,8 +1,8 @@
-"""What the encoder sees of a picture on disk, remembered."""
+"""What the encoder sees of a picture: decoded and resized once, remembered as bytes, normalised batch by batch."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,63 @@ from PIL import Image
 
 from defocus_mllm.images import load_image
 
+CACHE_BYTES = 1024**3
+
 
 class PixelLoader:
-    """Path -> what the encoder sees, remembered up to `cache_bytes`.
+    """Pictures at the encoder's size as 8-bit pixels, remembered up to `cache_bytes`.
 
-    Decoding and resizing a small picture costs as much as a training step on it, and every epoch would pay again. The
-    least recently used pictures are forgotten first. The memory is of one process: each data loader worker has its own.
+    Decoding and resizing a small picture costs as much as a training step on it, and every epoch would pay again. Once
+    the memory is full nothing is forgotten: when each epoch has a new order, no other choice finds more. The memory is
+    of one process; workers inherit what it holds when they start.
+
+    `image_processor` is a `DefocusImageProcessor`, whose results are repeated bit for bit.
     """
 
-    def __init__(self, image_processor: Any, cache_bytes: int = 512 * 1024**2) -> None:
+    def __init__(self, image_processor: Any, cache_bytes: int = CACHE_BYTES) -> None:
         self.image_processor = image_processor
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._cached_bytes = 0
+        self.size: tuple[int, int] = (image_processor.size["height"], image_processor.size["width"])
+        self._normalised = _normalised_values(image_processor)
+        self._capacity = cache_bytes // (3 * self.size[0] * self.size[1])
+        self._cache: dict[Hashable, torch.Tensor] = {}
 
     def __call__(self, path: str | Path) -> torch.Tensor:
-        """`pixel_values` (3, height, width), float32; treat it as read-only. Raises what `load_image` raises."""
-        key = str(path)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        pixels = self.process(load_image(path))
-        self._cache[key] = pixels
-        self._cached_bytes += pixels.nbytes
-        while self._cached_bytes > self.cache_bytes:
-            _, forgotten = self._cache.popitem(last=False)
-            self._cached_bytes -= forgotten.nbytes
-        return pixels
+        """`pixel_values` (3, height, width), float32, of the file `path`. Raises what `load_image` raises."""
+        return self.normalise(self.pixels(str(path), lambda: load_image(path)))
 
     def process(self, image: Image.Image) -> torch.Tensor:
-        """`pixel_values` (3, height, width) of a decoded picture."""
+        """`pixel_values` (3, height, width), float32, of a picture of any mode, which is not remembered."""
         return self.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+    def fits(self, num_images: int) -> bool:
+        """Whether this many pictures can be remembered at once."""
+        return num_images <= self._capacity
+
+    def pixels(self, key: Hashable, load: Callable[[], Image.Image]) -> torch.Tensor:
+        """(3, height, width) uint8 of the RGB picture `load` gives, which `key` stands for; treat it as read-only."""
+        if key in self._cache:
+            return self._cache[key]
+        pixels = self.resize(load())
+        if len(self._cache) < self._capacity:
+            self._cache[key] = pixels
+        return pixels
+
+    def resize(self, image: Image.Image) -> torch.Tensor:
+        """(3, height, width) uint8 of a decoded RGB picture, resized as the image processor does."""
+        height, width = self.size
+        resized = image.resize((width, height), self.image_processor.resample)
+        flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
+        return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`pixel_values` (..., 3, height, width), float32, of 8-bit pixels of the same shape."""
+        return self._normalised[torch.arange(3)[:, None, None], pixels.long()]
+
+
+def _normalised_values(image_processor: Any) -> torch.Tensor:
+    """(3, 256): what rescaling and normalising make of each 8-bit value, as the image processor itself does it."""
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 256).expand(3, 1, 256).numpy()
+    values = image_processor(
+        images=[ramp], do_resize=False, do_convert_rgb=False, input_data_format="channels_first", return_tensors="pt"
+    )
+    return values["pixel_values"][0, :, 0]

@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training.arguments import CommonArguments
+from training.averaging import copy_into, exchanged
+from training.batches import Batch, batch_loader
 from training.checkpointing import (
     CheckpointError,
     Savable,
@@ -38,8 +39,6 @@ from training.encoding import IGNORED
 from training.freezing import Components, FreezePlan
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, mix_seed
-
-Batch = dict[str, torch.Tensor]
 
 
 class NonFiniteLossError(ValueError):
@@ -71,6 +70,10 @@ class Stage:
     """Visits to a sample in a row, see `BatchPlan.repeats`."""
     begin_epoch: Callable[[int, int], None] | None = None
     """Called with (epoch, number of epochs) before the first step of each epoch."""
+    validate: Callable[[Accelerator], dict[str, float]] | None = None
+    """Metrics of the model as it is, for metrics.jsonl; called on every process, and leaves no trace."""
+    validation_steps: int = 0
+    """Steps between calls of `validate`, which also follows the last step; 0: only then."""
     sample_text: str = ""
     """One sample with its supervised span, printed before step 0."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -91,20 +94,6 @@ def cosine_scale(step: int, total_steps: int, warmup_steps: int, floor: float) -
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class _BatchLoader(Dataset[Batch]):
-    """Lets a `DataLoader` (and its workers) turn sample keys into a batch."""
-
-    def __init__(self, load_batch: Callable[[Sequence[SampleKey]], Batch]) -> None:
-        self._load_batch = load_batch
-
-    def __getitem__(self, keys: Any) -> Batch:
-        return self._load_batch(keys)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 class TrainingLoop:
@@ -190,6 +179,8 @@ class TrainingLoop:
                 bar.update()
                 if self.step % self.arguments.logging_steps == 0 or self.step == self.total_steps:
                     self._log(bar)
+                if self._validation_is_due():
+                    self._validate()
                 if self.arguments.save_steps and self.step % self.arguments.save_steps == 0:
                     self.save()
                 if self.after_step:
@@ -197,20 +188,10 @@ class TrainingLoop:
 
     def _batches(self) -> Iterator[Batch]:
         sampler = MicroBatchSampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
-        workers = self.arguments.dataloader_num_workers
+        pin_memory = self.accelerator.device.type == "cuda"
+        seed = mix_seed(self.arguments.seed, self.step)
         return iter(
-            DataLoader(
-                _BatchLoader(self.stage.load_batch),
-                sampler=sampler,
-                batch_size=None,
-                num_workers=workers,
-                multiprocessing_context="fork" if workers else None,  # load_batch is a closure, which does not pickle
-                collate_fn=_unchanged,
-                pin_memory=self.accelerator.device.type == "cuda",
-                # of its own, since a DataLoader draws from the global generator otherwise, which a resumed run would
-                # do once more than a straight one
-                generator=torch.Generator().manual_seed(mix_seed(self.arguments.seed, self.step)),
-            )
+            batch_loader(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
         )
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
@@ -332,6 +313,24 @@ class TrainingLoop:
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
 
+    def _validation_is_due(self) -> bool:
+        every = self.stage.validation_steps
+        return self.stage.validate is not None and (
+            self.step == self.total_steps or (every > 0 and self.step % every == 0)
+        )
+
+    def _validate(self) -> None:
+        """Validate the weights the run would end with, and write a line of metrics.jsonl."""
+        assert self.stage.validate is not None
+        self._raise_if_not_finite()
+        began = time.perf_counter()
+        with exchanged(self.parameters, self.average):
+            values = self.stage.validate(self.accelerator)
+        if self.accelerator.is_main_process:
+            epoch = round(self.plan.epoch_at(self.step), 4)
+            self.metrics.append({"step": self.step, "epoch": epoch, **values})
+        self._window_began += time.perf_counter() - began  # the rate is that of training
+
     # --- save and resume ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -387,9 +386,5 @@ class TrainingLoop:
 
     def use_average(self) -> bool:
         """Put the averaged weights (EMA) into the model; False when none are kept."""
-        if not self.average:
-            return False
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
-        return True
+        copy_into(self.parameters, self.average)
+        return bool(self.average)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from defocus_mllm.files import PARTIAL_PREFIX
@@ -23,7 +24,7 @@ from training.loop import Stage, TrainingLoop
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
 
-INPUT_FIELDS = ("data", "text", "tokenizer", "model", "vision_model", "language_model")
+INPUT_FIELDS = ("data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model")
 """Arguments that name a file or folder the result depends on; their fingerprints stand in run.json."""
 
 ArgumentsT = TypeVar("ArgumentsT", bound=CommonArguments)
@@ -156,7 +157,8 @@ def usable_samples(
     """
     count = min(num_samples, limit)
     bad: dict[int, str] = {}
-    for number in range(count):
+    bar = tqdm(range(count), "checking samples", delay=2, mininterval=0.5, disable=not PartialState().is_main_process)
+    for number in bar:
         index = number * num_samples // count
         try:
             load(index)
@@ -218,9 +220,17 @@ def _train(
         averaged = loop.use_average()
         if accelerator.is_main_process:
             save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
-            record.update(saved_weights="average" if averaged else "last")
+            record.update(saved_weights="average" if averaged else "last", **_last_validation(loop))
         accelerator.wait_for_everyone()
     accelerator.print(f"{stage.name}: {loop.total_steps:,} steps in {loop.train_seconds:.1f} s; saved in {output_dir}")
+
+
+def _last_validation(loop: TrainingLoop) -> dict[str, Any]:
+    """The metrics of the last validation for run.json; read back, since a resumed run may have nothing left to do."""
+    if loop.stage.validate is None:
+        return {}
+    last = [line for line in loop.metrics.read() if "validation_samples" in line][-1]
+    return {"validation": {name: value for name, value in last.items() if name != "epoch"}}
 
 
 @contextlib.contextmanager

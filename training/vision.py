@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
 from training.arguments import Stage0VisionArguments
 from training.augmented_batches import AugmentedBatches
-from training.labelled_images import format_report, load_labelled_images
+from training.labelled_images import LabelledImageDataset, format_report, load_labelled_images
+from training.labels import check_same_labels
 from training.loop import Batch, Stage
 from training.stages import usable_samples
 from training.starting_point import load_start, starting_config
+from training.table_images import Columns
+from training.validation import Validation
 
 
 def build_vision(arguments: Stage0VisionArguments) -> Stage:
     """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
     config = vision_config(arguments)
     image_processor = build_image_processor(arguments, config.image_size)
-    dataset = load_labelled_images(arguments.data, image_processor, arguments.on_bad_sample)
-    config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
-    config.id2label = dataset.id2label
-    config.label2id = {name: number for number, name in dataset.id2label.items()}
-    usable, left_out = usable_samples(
-        len(dataset), arguments.check_images, dataset.__getitem__, arguments.on_bad_sample
+    dataset, usable, left_out = load_checked(
+        arguments.data, image_processor, arguments, cropped=arguments.crop_min_area > 0
     )
-    model = DefocusForImageClassification(config)
-    start = load_start(model, arguments.model) if arguments.model else []
-    if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+    model, start = build_model(config, dataset, arguments)
     batches = AugmentedBatches(dataset, usable, arguments, arguments.seed)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
@@ -39,7 +39,12 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
 
     lines = [*start, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    lines.append(f"{dataset.paths[usable[0]]}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
+    facts: dict[str, Any] = {"data_report": dataset.report, "left_out": left_out, "start": start}
+    validate = None
+    if arguments.validation_data:
+        validate, more_lines, more_facts = build_validation(model, dataset.label_names, image_processor, arguments)
+        lines, facts = lines + more_lines, facts | more_facts
+    lines.append(f"{dataset.pictures.name(usable[0])}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
     return Stage(
         name="stage0_vision",
         model=model,
@@ -55,8 +60,61 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         compute_loss=compute_loss,
         begin_epoch=begin_epoch,
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out, "start": start},
+        facts=facts,
+        validate=validate,
+        validation_steps=arguments.validation_steps,
     )
+
+
+def build_model(
+    config: DefocusVisionConfig, dataset: LabelledImageDataset, arguments: Stage0VisionArguments
+) -> tuple[DefocusForImageClassification, list[str]]:
+    """A classifier for the data set's classes, and lines that say which weights it starts from other than random."""
+    config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
+    config.id2label = dataset.id2label
+    config.label2id = {name: number for number, name in dataset.id2label.items()}
+    model = DefocusForImageClassification(config)
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model, load_start(model, arguments.model) if arguments.model else []
+
+
+def load_checked(
+    data: str, image_processor: DefocusImageProcessor, arguments: Stage0VisionArguments, cropped: bool = False
+) -> tuple[LabelledImageDataset, list[int], list[str]]:
+    """Labelled images, which of them can be used, and a message for each other one.
+
+    `cropped` pictures are used at the size they have in their files, so they are not remembered.
+    """
+    columns = Columns(arguments.image_column, arguments.label_column)
+    cache_bytes = arguments.image_cache_megabytes * 1024**2
+    dataset = load_labelled_images(data, image_processor, arguments.on_bad_sample, cache_bytes, columns)
+    load: Callable[[int], Any] = dataset.image if cropped else dataset.pixels
+    count = arguments.check_images
+    if not cropped and dataset.loader.fits(len(dataset)):
+        count = len(dataset)  # decoded now, while workers can still inherit it
+    usable, left_out = usable_samples(len(dataset), count, load, arguments.on_bad_sample)
+    return dataset, usable, left_out
+
+
+def build_validation(
+    model: DefocusForImageClassification,
+    label_names: Sequence[str],
+    image_processor: DefocusImageProcessor,
+    arguments: Stage0VisionArguments,
+) -> tuple[Validation, list[str], dict[str, Any]]:
+    """The validation pass, lines about its data for the log, and facts for run.json.
+
+    Raises `ValueError` naming both data sets if their labels differ.
+    """
+    dataset, usable, left_out = load_checked(arguments.validation_data, image_processor, arguments)
+    check_same_labels(label_names, arguments.data, dataset.label_names, arguments.validation_data)
+    if not (dataset.labels[usable] >= 0).any():
+        raise ValueError(f"validation_data: {arguments.validation_data} holds no known label")
+    size = arguments.per_device_batch_size or max(1, arguments.global_batch_size // PartialState().num_processes)
+    validate = Validation(model, dataset, usable, size, arguments.dataloader_num_workers)
+    lines = [f"validation: {format_report(dataset.report)}", *(f"left out: {message}" for message in left_out)]
+    return validate, lines, {"validation_report": dataset.report, "validation_left_out": left_out}
 
 
 def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:

@@ -1,15 +1,23 @@
-"""Pictures are decoded once, as long as they fit the memory they are given."""
+"""Pictures are decoded once, as long as they fit the memory they are given, and look as the image processor says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy
+import pytest
 import torch
 from PIL import Image
 
+from defocus_mllm import DefocusImageProcessor
 from defocus_mllm.images import load_image
 from training import images
 from training.images import PixelLoader
+
+
+def noise(width: int, height: int) -> Image.Image:
+    values = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+    return Image.fromarray(numpy.asarray(values))
 
 
 def test_the_cache_remembers_within_its_limit(tmp_path, processor, monkeypatch):
@@ -24,12 +32,26 @@ def test_the_cache_remembers_within_its_limit(tmp_path, processor, monkeypatch):
         return load_image(path)
 
     monkeypatch.setattr(images, "load_image", count_and_load)
-    one_picture = 3 * 32 * 32 * 4
-    loader = PixelLoader(processor.image_processor, cache_bytes=2 * one_picture)
+    one_picture = 3 * 32 * 32
+    loader = PixelLoader(processor.image_processor, cache_bytes=3 * one_picture - 1)
+    assert loader.fits(2)
+    assert not loader.fits(3)
     first = [loader(path) for path in paths]
     assert first[0].shape == (3, 32, 32)
     assert first[0].dtype == torch.float32
-    assert torch.equal(loader(paths[2]), first[2])
-    assert len(opened) == 3
-    assert torch.equal(loader(paths[0]), first[0])  # the oldest had to go
-    assert opened[3] == paths[0]
+    for path, expected in zip(paths, first, strict=True):
+        assert torch.equal(loader(path), expected)
+    assert opened == [*paths, paths[2]]  # the last found no room
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 40), (64, 5), (1, 1)])
+@pytest.mark.parametrize("changes", [{}, {"resample": Image.Resampling.BILINEAR, "image_mean": [0.1, 0.2, 0.3]}])
+def test_pixels_are_those_of_the_image_processor(size, changes):
+    image_processor = DefocusImageProcessor(size={"height": 32, "width": 24}, **changes)
+    loader = PixelLoader(image_processor)
+    pictures = [noise(*size) for _ in range(2)]
+    pixels = torch.stack([loader.resize(picture) for picture in pictures])
+    assert pixels.dtype == torch.uint8
+    expected = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(loader.normalise(pixels), expected)
+    assert torch.equal(loader.process(pictures[0]), expected[0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.labelled_images import collate_labelled_images, format_report, load_labelled_images
+from training.labelled_images import format_report, load_labelled_images
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_attributes_keep_unknown_apart_from_no(folder, image_processor):
     assert dataset.problem_type == "multi_label_classification"
     assert dataset.id2label == {0: "red", 1: "blue"}
     assert dataset.labels.tolist() == [[1, 0], [0, -1]]
-    batch = collate_labelled_images([dataset[0], dataset[1]])
+    batch = dataset.batch([0, 1])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert torch.equal(batch["labels"], dataset.labels)
     expected = image_processor(images=[Image.open(folder / "1.png")], return_tensors="pt")["pixel_values"][0]
