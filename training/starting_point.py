@@ -30,12 +30,12 @@ def starting_config(folder: str, changes: Mapping[str, Any]) -> DefocusVisionCon
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"model: {folder} holds no saved model (no config.json in it)")
     fields, _ = DefocusVisionConfig.get_config_dict(folder)
+    if fields.get("model_type") != DefocusVisionConfig.model_type:
+        raise ValueError(f"model: {folder} holds a {fields.get('model_type')!r}, not a De-focus encoder or classifier")
     if not (Path(folder) / "preprocessor_config.json").is_file():
         raise FileNotFoundError(
             f"model: {folder} has no preprocessor_config.json, so how its pixels were normalised is unknown"
         )
-    if fields.get("model_type") != DefocusVisionConfig.model_type:
-        raise ValueError(f"model: {folder} holds a {fields.get('model_type')!r}, not a De-focus encoder or classifier")
     if "preset" in changes:
         raise ValueError('vision_config: `model` has a configuration, so leave out "preset"')
     config = DefocusVisionConfig.from_pretrained(folder)
