@@ -66,6 +66,8 @@ class Stage:
     """(model, micro-batch, supervised items of the whole step) -> sum of the items' losses / items of the step."""
     unit: str = "images"
     """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
+    repeats: int = 1
+    """Visits to a sample in a row, see `BatchPlan.repeats`."""
     begin_epoch: Callable[[int, int], None] | None = None
     """Called with (epoch, number of epochs) before the first step of each epoch."""
     validate: Callable[[Accelerator], dict[str, float]] | None = None
@@ -121,6 +123,7 @@ class TrainingLoop:
             per_device_batch_size=arguments.per_device_batch_size,
             world_size=accelerator.num_processes,
             seed=arguments.seed,
+            repeats=stage.repeats,
         )
         self.total_steps = self.plan.total_steps(arguments.num_train_epochs, arguments.max_steps)
         self.num_epochs = int(self.plan.epoch_at(self.total_steps - 1)) + 1
@@ -258,8 +261,9 @@ class TrainingLoop:
 
     def _update_average(self) -> None:
         if self.average:
-            # the average of few steps must not be ruled by the random initialisation
-            decay = min(self.arguments.ema_decay, (1 + self.step) / (10 + self.step))
+            decay = self.arguments.ema_decay
+            if self.arguments.ema_warmup:  # the average of few steps must not be ruled by the random initialisation
+                decay = min(decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(self.average, self.parameters, 0)
 

@@ -100,14 +100,27 @@ def arguments_as_dict(arguments: Any) -> dict[str, Any]:
 
 
 def changed_arguments(recorded: Mapping[str, Any], arguments: Any) -> list[str]:
-    """`field: old -> new` for every argument that changes what is learned; empty when the run is the same."""
+    """`field: old -> new` for every argument that changes what is learned; empty when the run is the same.
+
+    A field that is younger than the record had the effect of its default.
+    """
     current = arguments_as_dict(arguments)
-    names = sorted((set(recorded) | set(current)) - MAY_DIFFER)
+    before = {**_defaults(arguments), **recorded}
+    names = sorted((set(before) | set(current)) - MAY_DIFFER)
     return [
-        f"{name}: {json.dumps(recorded.get(name))} -> {json.dumps(current.get(name))}"
+        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(current.get(name))}"
         for name in names
-        if recorded.get(name) != current.get(name)
+        if before.get(name) != current.get(name)
     ]
+
+
+def _defaults(arguments: Any) -> dict[str, Any]:
+    """Field -> its default as `run.json` would store it."""
+    values = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(arguments)
+    }
+    return json.loads(json.dumps(values, default=str))
 
 
 def fingerprints(paths: Mapping[str, str | Path | None]) -> dict[str, str]:

@@ -180,6 +180,7 @@ def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
         learning_rates={"vision_tower": vision_rate} if vision_rate else None,
+        decay_class_token=getattr(arguments, "decay_class_token", True),
     )
 
 
