@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.streaming_arguments import StreamingArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
@@ -93,7 +94,7 @@ class CommonArguments:
 
 
 @dataclass
-class Stage0VisionArguments(CommonArguments, AugmentationArguments):
+class Stage0VisionArguments(CommonArguments, AugmentationArguments, StreamingArguments):
     """Stage 0, vision: the encoder learns to classify images (main and auxiliary loss, scheduled drop path)."""
 
     task: Literal["classification", "language"] = "classification"
@@ -142,6 +143,7 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments):
             "validation_steps: set, but there is no validation_data",
         )
         self.check_augmentation()
+        self.check_streaming(self.max_steps, self.repeated_augmentation)
         for name in ("image_mean", "image_std"):
             require(len(getattr(self, name)) in (0, 3), f"{name}: needs three values, red, green and blue")
         require(

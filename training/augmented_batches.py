@@ -43,27 +43,33 @@ class AugmentedBatches:
 
     def __call__(self, keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
         """One micro-batch. Raises what the data set raises, naming file and record."""
+        return self.made_of(self.dataset, [self.usable[key.sample] for key in keys], keys)
+
+    def made_of(
+        self, dataset: LabelledImageDataset, indices: Sequence[int], keys: Sequence[SampleKey]
+    ) -> dict[str, torch.Tensor]:
+        """One micro-batch of these pictures of `dataset`, with the random choices of `keys`."""
         generators = [torch.Generator().manual_seed(key.seed(self.seed, _PICTURE)) for key in keys]
         pictures = [
-            self._picture(self.usable[key.sample], generator) for key, generator in zip(keys, generators, strict=True)
+            self._picture(dataset, index, generator) for index, generator in zip(indices, generators, strict=True)
         ]
-        pixel_values = self.dataset.loader.normalise(torch.stack(pictures))
+        pixel_values = dataset.loader.normalise(torch.stack(pictures))
         if self.random_erasing:
             erased = zip(pixel_values, generators, strict=True)
             pixel_values = torch.stack([erase(pixels, self.random_erasing, generator) for pixels, generator in erased])
-        labels = self.dataset.labels[[self.usable[key.sample] for key in keys]]
+        labels = dataset.labels[list(indices)]
         if self.mixing:
             seed = mix_seed(self.seed, _MIXTURE, *(number for key in keys for number in key))
             pixel_values, labels = self.mixing(pixel_values, labels, seed)
         return {"pixel_values": pixel_values, "labels": labels}
 
-    def _picture(self, index: int, generator: torch.Generator) -> torch.Tensor:
+    def _picture(self, dataset: LabelledImageDataset, index: int, generator: torch.Generator) -> torch.Tensor:
         """(3, height, width) uint8 of the encoder's size, augmented."""
         if self.crop_min_area:
-            size, _ = self.dataset.loader.size
-            picture = to_pixels(random_crop(self.dataset.image(index), size, self.crop_min_area, generator))
+            size, _ = dataset.loader.size
+            picture = to_pixels(random_crop(dataset.image(index), size, self.crop_min_area, generator))
         else:
-            picture = self.dataset.pixels(index)
+            picture = dataset.pixels(index)
         return self.augmentation(picture, generator)
 
     def count_known(self, batch: dict[str, torch.Tensor]) -> int:

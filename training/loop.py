@@ -11,7 +11,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from training.averaging import copy_into, exchanged
 from training.batches import Batch, load_batches
 from training.checkpointing import (
     CheckpointError,
-    Savable,
     get_random_state,
     load_model_weights,
     load_training_state,
@@ -35,54 +33,14 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.encoding import IGNORED
-from training.freezing import Components, FreezePlan
+from training.freezing import FreezePlan
 from training.run_record import MetricsFile
-from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, mix_seed
+from training.sampling import BatchPlan, mix_seed
+from training.stage import Stage
 
 
 class NonFiniteLossError(ValueError):
     """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
-
-
-@dataclass
-class Stage:
-    """What a stage gives to the loop; everything else is the same for all."""
-
-    name: str
-    """`stage0_vision`, `stage0_language`, `stage1` or `stage2`."""
-    model: nn.Module
-    companions: list[Savable]
-    """Saved beside the model: its processor, image processor or tokenizer."""
-    components: Components
-    """Component name -> modules, for the freeze table."""
-    num_samples: int
-    """Size of the training set."""
-    load_batch: Callable[[Sequence[SampleKey]], Batch]
-    """Samples to one micro-batch on the CPU; must depend on nothing but its argument (it may run in a worker)."""
-    count_items: Callable[[Batch], int]
-    """Number of supervised items in a micro-batch."""
-    compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]
-    """(model, micro-batch, supervised items of the whole step) -> sum of the items' losses / items of the step."""
-    unit: str = "images"
-    """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
-    repeats: int = 1
-    """Visits to a sample in a row, see `BatchPlan.repeats`."""
-    begin_epoch: Callable[[int, int], None] | None = None
-    """Called with (epoch, number of epochs) before the first step of each epoch."""
-    validate: Callable[[Accelerator], dict[str, float]] | None = None
-    """Metrics of the model as it is, for metrics.jsonl; called on every process, and leaves no trace."""
-    validation_steps: int = 0
-    """Steps between calls of `validate`, which also follows the last step; 0: only then."""
-    sample_text: str = ""
-    """One sample with its supervised span, printed before step 0."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What else `run.json` should hold, such as the data set's report."""
-
-
-def count_supervised(batch: Batch) -> int:
-    """Tokens the model is asked to predict: labels other than -100, without the first position."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
 def cosine_scale(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
@@ -187,7 +145,7 @@ class TrainingLoop:
                     self.after_step(self.step)
 
     def _batches(self) -> Iterator[Batch]:
-        sampler = MicroBatchSampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
         return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)

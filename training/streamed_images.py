@@ -135,42 +135,48 @@ class StreamedBatches:
         on_bad_sample: str,
     ) -> None:
         self.augment, self.loader, self.stream, self.on_bad_sample = augment, loader, stream, on_bad_sample
+        self._told: set[str] = set()
 
     def __call__(self, samples: Sequence[StreamedSample]) -> dict[str, torch.Tensor]:
         """The batch, with the number of pictures that could not be decoded under `UNREADABLE`, (), long."""
         images, labels = [], []
         for sample in samples:
-            image = self._decode(sample)
+            image = self.decode(sample)
             images.append(image or Image.new("RGB", (1, 1), "grey"))
             labels.append(sample.label if image else UNKNOWN_CLASS)
         names = [sample.name for sample in samples]
         data = LabelledData(
-            _Decoded(images, names), torch.tensor(labels), self.stream.label_names, {"file": self.stream.where}
+            DecodedPictures(images, names), torch.tensor(labels), self.stream.label_names, {"file": self.stream.where}
         )
         batch = self.augment(
             LabelledImageDataset(data, self.loader), range(len(samples)), [sample.key for sample in samples]
         )
         return {**batch, UNREADABLE: torch.tensor(labels.count(UNKNOWN_CLASS))}
 
-    def _decode(self, sample: StreamedSample) -> Image.Image | None:
+    def decode(self, sample: StreamedSample) -> Image.Image | None:
+        """The picture, or None if it is damaged and such are left out. Raises `ImageError` naming file and row."""
         try:
             return open_picture(sample.image, self.stream.may_name_files)
         except (ImageError, FileNotFoundError) as error:
             message = f"{self.stream.where}: {sample.name}: {error}"
             if self.on_bad_sample == "raise":
                 raise type(error)(message) from error
-            print(f"left out: {message}", file=sys.stderr, flush=True)
+            if sample.name not in self._told:
+                self._told.add(sample.name)
+                print(f"left out: {message}", file=sys.stderr, flush=True)
             return None
 
 
-class _Decoded:
+class DecodedPictures:
     """The pictures of one micro-batch."""
 
     def __init__(self, images: list[Image.Image], names: list[str]) -> None:
         self._images, self._names = images, names
 
     def name(self, index: int) -> str:
+        """Its row, as messages call it."""
         return self._names[index]
 
     def load(self, index: int) -> Image.Image:
+        """The picture."""
         return self._images[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,11 @@ from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
 from training.arguments import Stage0VisionArguments
-from training.augmented_batches import AugmentedBatches
-from training.labelled_images import LabelledImageDataset, format_report, load_labelled_images
+from training.labelled_images import LabelledImageDataset, format_report
 from training.labels import check_same_labels
-from training.loop import Batch, Stage
-from training.stages import usable_samples
+from training.stage import Batch, Stage
 from training.starting_point import load_start, starting_config
-from training.table_images import Columns
+from training.training_images import held_images, load_checked, streamed_images
 from training.validation import Validation
 
 
@@ -25,26 +23,23 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
     """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
     config = vision_config(arguments)
     image_processor = build_image_processor(arguments, config.image_size)
-    dataset, usable, left_out = load_checked(
-        arguments.data, image_processor, arguments, cropped=arguments.crop_min_area > 0
-    )
-    model, start = build_model(config, dataset, arguments)
-    batches = AugmentedBatches(dataset, usable, arguments, arguments.seed)
+    images = (streamed_images if arguments.streaming else held_images)(arguments, image_processor)
+    model, start = build_model(config, images.labels, arguments)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
         # the model returns the mean over the micro-batch's known labels
-        return forward(**batch).loss * (batches.count_known(batch) / items)
+        return forward(**batch).loss * (images.count_items(batch) / items)
 
     def begin_epoch(epoch: int, num_epochs: int) -> None:
         model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
 
-    lines = [*start, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    facts: dict[str, Any] = {"data_report": dataset.report, "left_out": left_out, "start": start}
+    lines, facts = [*start, *images.lines], {**images.facts, "start": start}
     validate = None
     if arguments.validation_data:
-        validate, more_lines, more_facts = build_validation(model, dataset.label_names, image_processor, arguments)
+        validate, more_lines, more_facts = build_validation(
+            model, images.labels.label_names, image_processor, arguments
+        )
         lines, facts = lines + more_lines, facts | more_facts
-    lines.append(f"{dataset.pictures.name(usable[0])}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
     return Stage(
         name="stage0_vision",
         model=model,
@@ -53,16 +48,18 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
             "encoder": [model.encoder],
             "heads": [head for head in (model.head, model.head2) if head is not None],
         },
-        num_samples=len(usable),
+        num_samples=images.num_samples,
+        sampler=images.sampler,
         repeats=arguments.repeated_augmentation,
-        load_batch=batches,
-        count_items=batches.count_known,
+        load_batch=images.load_batch,
+        count_items=images.count_items,
         compute_loss=compute_loss,
         begin_epoch=begin_epoch,
         sample_text="\n".join(lines),
         facts=facts,
         validate=validate,
         validation_steps=arguments.validation_steps,
+        conclude=images.conclude,
     )
 
 
@@ -77,24 +74,6 @@ def build_model(
     if arguments.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model, load_start(model, arguments.model) if arguments.model else []
-
-
-def load_checked(
-    data: str, image_processor: DefocusImageProcessor, arguments: Stage0VisionArguments, cropped: bool = False
-) -> tuple[LabelledImageDataset, list[int], list[str]]:
-    """Labelled images, which of them can be used, and a message for each other one.
-
-    `cropped` pictures are used at the size they have in their files, so they are not remembered.
-    """
-    columns = Columns(arguments.image_column, arguments.label_column)
-    cache_bytes = arguments.image_cache_megabytes * 1024**2
-    dataset = load_labelled_images(data, image_processor, arguments.on_bad_sample, cache_bytes, columns)
-    load: Callable[[int], Any] = dataset.image if cropped else dataset.pixels
-    count = arguments.check_images
-    if not cropped and dataset.loader.fits(len(dataset)):
-        count = len(dataset)  # decoded now, while workers can still inherit it
-    usable, left_out = usable_samples(len(dataset), count, load, arguments.on_bad_sample)
-    return dataset, usable, left_out
 
 
 def build_validation(

@@ -20,9 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
 from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import Batch, NonFiniteLossError, Stage, TrainingLoop, cosine_scale, count_supervised
+from training.loop import NonFiniteLossError, TrainingLoop, cosine_scale
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
+from training.stage import Batch, Stage, count_supervised
 
 TIMINGS = {"tokens_per_second", "seconds"}
 SAMPLES = 13
