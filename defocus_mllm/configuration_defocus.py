@@ -101,7 +101,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
+def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
     """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored)."""
     for name in extras:
         if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
@@ -195,7 +195,7 @@ class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
-        _refuse_unknown_fields(self, kwargs)
+        refuse_unknown_fields(self, kwargs)
         stages = stages or {"out_features": list(PYRAMID_LEVELS)}
         self.set_output_features_output_indices(stages.get("out_features"), stages.get("out_indices"))
         if self.decay is None:
@@ -332,7 +332,7 @@ class DefocusConfig(PreTrainedConfig):
     """Whether the output layer is the input embedding; follows `text_config` when that ties them."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown_fields(self, kwargs)
+        refuse_unknown_fields(self, kwargs)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True

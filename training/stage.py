@@ -23,7 +23,7 @@ class Stage:
     """What a stage gives to the loop; everything else is the same for all."""
 
     name: str
-    """`stage0_vision`, `stage0_language`, `stage1` or `stage2`."""
+    """Its section of a recipe, such as `stage0_vision`."""
     model: nn.Module
     companions: list[Savable]
     """Saved beside the model: its processor, image processor or tokenizer."""
