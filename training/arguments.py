@@ -60,7 +60,7 @@ class CommonArguments:
     adam_epsilon: float = 1e-8
     """What AdamW adds to the root of the second moment before dividing by it."""
     ema_decay: float = 0.0
-    """If positive: an exponential moving average of the weights is kept and is what the run ends with."""
+    """If positive: an exponential moving average of the parameters is kept and is what the run ends with."""
     ema_warmup: bool = True
     """Average over fewer steps at first, so that short runs forget their random start; the release does not."""
     logging_steps: int = 10

@@ -275,12 +275,18 @@ class TrainingLoop:
         )
 
     def _validate(self) -> None:
-        """Validate the weights the run would end with, and write a line of metrics.jsonl."""
+        """Write a line of metrics.jsonl: how good the weights are that the run would end with.
+
+        If that is their average the last weights are validated too, as the release does.
+        """
         assert self.stage.validate is not None
         self._raise_if_not_finite()
         began = time.perf_counter()
         with exchanged(self.parameters, self.average):
             values = self.stage.validate(self.accelerator)
+        if self.average:
+            last = self.stage.validate(self.accelerator)
+            values |= {f"{name}_of_last_weights": value for name, value in last.items() if name != "validation_samples"}
         if self.accelerator.is_main_process:
             epoch = round(self.plan.epoch_at(self.step), 4)
             self.metrics.append({"step": self.step, "epoch": epoch, **values})

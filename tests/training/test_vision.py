@@ -94,7 +94,9 @@ def test_each_epoch_sets_the_rates_of_all_blocks(data: str, mixer: str) -> None:
 # --- the loop with soft labels ----------------------------------------------------------------------------------------
 
 
-def test_mixed_batches_train_and_resuming_changes_nothing(data: str, tmp_path: Path) -> None:
+def test_mixed_batches_train_and_resuming_changes_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     devices = ["--mixup", "0.8", "--cutmix", "1", "--label_smoothing", "0.1", "--random_erasing", "0.5"]
     devices += ["--rand_augment", "9", "--crop_min_area", "0.1", "--repeated_augmentation", "3", "--save_steps", "2"]
     stage0.main(words(data, tmp_path / "straight", *devices, "--dataloader_num_workers", "1"))
@@ -102,6 +104,7 @@ def test_mixed_batches_train_and_resuming_changes_nothing(data: str, tmp_path: P
     (tmp_path / "resumed" / "model.safetensors").unlink()
     (tmp_path / "resumed" / "config.json").unlink()  # as if killed in the last step
     stage0.main(words(data, tmp_path / "resumed", *devices))
+    assert "step-000002" in capsys.readouterr().out.split("continuing from")[1]
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     losses = [line["loss"] for line in MetricsFile(tmp_path / "straight").read()]
@@ -114,6 +117,20 @@ def test_accumulation_does_not_change_the_loss_of_smoothed_labels(data: str, tmp
         stage0.main(words(data, tmp_path / name, "--label_smoothing", "0.2", "--per_device_batch_size", str(size)))
     whole, parts = (MetricsFile(tmp_path / name).read()[0]["loss"] for name in ("whole", "parts"))
     assert whole == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "retention", "mamba"])
+def test_training_changes_parameters_and_no_buffer(data: str, tmp_path: Path, mixer: str) -> None:
+    """So the moving average needs the parameters only."""
+    own = {**(TINY_MAMBA if mixer == "mamba" else toy_task.VISION_CONFIG), "mixer": mixer}
+    own |= {"decay": "fixed", "rotary": "fixed"}
+    before = build_vision(arguments(data, vision_config=own)).model
+    buffers = dict(before.named_buffers())
+    assert buffers
+    stage0.main(words(data, tmp_path / "out", "--vision_config", json.dumps(own), "--ema_decay", "0.5"))
+    after = DefocusForImageClassification.from_pretrained(tmp_path / "out")
+    for name, tensor in after.named_buffers():
+        assert torch.equal(tensor, buffers[name]), name
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(data: str, tmp_path: Path) -> None:
@@ -158,7 +175,7 @@ def recipe_arguments(name: str, *extra: str) -> Stage0VisionArguments:
 
 @pytest.mark.parametrize(
     ("name", "num_labels", "parameters"),
-    [("imagenet1k_base", 1000, 92_650_832), ("imagenet21k_large", 21_841, 458_174_000)],
+    [("imagenet1k_base", 1000, 92_650_832), ("imagenet21k_large", 21_841, 458_206_626)],
 )
 def test_recipes_build_the_published_models(name: str, num_labels: int, parameters: int) -> None:
     config = vision_config(recipe_arguments(name))
@@ -166,7 +183,7 @@ def test_recipes_build_the_published_models(name: str, num_labels: int, paramete
     with torch.device("meta"):
         model = DefocusForImageClassification(config)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == pytest.approx(parameters, rel=0 if name == "imagenet1k_base" else 2e-3)
+    assert count == parameters  # the large one: 458.2 M in the release
     assert (config.delta_scale_factor, config.rope_scale_factor) == (1.0, 1.0)
 
 
@@ -185,14 +202,14 @@ def test_every_value_of_a_published_recipe_has_a_source(name: str) -> None:
     """The fields that shape what is learned; [P] paper, [R] release."""
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     begin = lines.index("stage0_vision:")
-    ours = ("logging_steps", "save_steps", "image_std")
+    ours = ("logging_steps", "save_steps")
     for number, line in enumerate(lines[begin + 1 :], start=begin + 1):
         field = line.strip().partition(":")[0]
         if field and not field.startswith("#") and field not in ours:
             above = number
             while lines[above - 1].strip().startswith("#"):
                 above -= 1
-            assert any(source in "".join(lines[above : number + 1]) for source in ("[P]", "[R]", "ImageNet's")), line
+            assert any(source in "".join(lines[above : number + 1]) for source in ("[P]", "[R]")), line
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
