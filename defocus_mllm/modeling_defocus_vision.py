@@ -220,20 +220,24 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
 
     Args:
         logits: (..., num_labels).
-        labels: (...,) class indices, negative = unknown; for "multi_label_classification" (..., num_labels) with 1, 0,
-            or a negative number where the label is unknown.
+        labels: (...,) class indices, negative = unknown; or (..., num_labels) class probabilities (mixed or smoothed
+            labels), negative throughout = unknown; for "multi_label_classification" (..., num_labels) with 1, 0, or a
+            negative number where the label is unknown.
         problem_type: "multi_label_classification", or anything else for a single label.
 
     Returns:
         The mean over known labels, in float32; 0 if none is known.
     """
     logits = logits.float()
+    known = labels >= 0
     if problem_type == "multi_label_classification":
-        known = labels >= 0
         losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
         losses = losses * known
+    elif labels.ndim == logits.ndim:
+        known = known.all(dim=-1)
+        targets = labels.to(logits.dtype).masked_fill(~known[..., None], 0)
+        losses = F.cross_entropy(logits.movedim(-1, 1), targets.movedim(-1, 1), reduction="none")
     else:
-        known = labels >= 0
         losses = F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(~known, -100).flatten(), reduction="none")
     return losses.sum() / known.sum().clamp(min=1)
 

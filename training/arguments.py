@@ -9,6 +9,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from training.augmentation_arguments import AugmentationArguments
+from training.streaming_arguments import StreamingArguments
+
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
@@ -57,7 +60,9 @@ class CommonArguments:
     adam_epsilon: float = 1e-8
     """What AdamW adds to the root of the second moment before dividing by it."""
     ema_decay: float = 0.0
-    """If positive: an exponential moving average of the weights is kept and is what the run ends with."""
+    """If positive: an exponential moving average of the parameters is kept and is what the run ends with."""
+    ema_warmup: bool = True
+    """Average over fewer steps at first, so that short runs forget their random start; the release does not."""
     logging_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     save_steps: int = 0
@@ -93,7 +98,7 @@ class CommonArguments:
 
 
 @dataclass
-class Stage0VisionArguments(CommonArguments):
+class Stage0VisionArguments(CommonArguments, AugmentationArguments, StreamingArguments):
     """Stage 0, vision: the encoder learns to classify images (main and auxiliary loss, scheduled drop path)."""
 
     task: Literal["classification", "contrastive", "language"] = "classification"
@@ -114,18 +119,22 @@ class Stage0VisionArguments(CommonArguments):
     """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
     check_images: int = 10_000
     """Images decoded before training, evenly spaced (all, if they fit the cache); a corrupt one later stops the run."""
+    model: str = ""
+    """Folder of an encoder or classifier to start from (another stage 0's output_dir); empty: random weights."""
     vision_config: JsonDict = field(default_factory=JsonDict)
-    """Fields of DefocusVisionConfig; "preset" names a preset they override."""
+    """Fields of DefocusVisionConfig; "preset" names a preset they override; with `model` they change its own."""
+    image_mean: list[float] = field(default_factory=list)
+    """Mean of red, green and blue, from 0 to 1, that pixels are normalised with; default 0.5, or those of `model`."""
+    image_std: list[float] = field(default_factory=list)
+    """Standard deviation that goes with image_mean."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them: less memory, slower."""
+    decay_class_token: bool = True
+    """Weight decay on class token and position embeddings too, as in the release (by accident)."""
     min_drop_path_rate: float = 0.0
-    """Drop path rate of the deepest block in the first epoch; grows linearly from epoch to epoch."""
+    """Drop path rate of the deepest block in the first epoch; the rate grows linearly over the epochs."""
     drop_path_rate: float = 0.0
-    """Drop path rate of the deepest block in the last epoch."""
-    horizontal_flip: float = 0.5
-    """Probability of mirroring an image left to right."""
-    vertical_flip: float = 0.0
-    """Probability of mirroring an image top to bottom; for images without an up and a down."""
-    max_shift: int = 0
-    """Shift each image by up to this many pixels in both directions (edges repeated)."""
+    """Drop path rate of the deepest block in the last epoch; with the same minimum, in every epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,9 +146,10 @@ class Stage0VisionArguments(CommonArguments):
             bool(self.validation_data) or not self.validation_steps,
             "validation_steps: set, but there is no validation_data",
         )
-        require(self.max_shift >= 0, f"max_shift: must not be negative, got {self.max_shift}")
-        for name in ("horizontal_flip", "vertical_flip"):
-            require(0 <= getattr(self, name) <= 1, f"{name}: must be a probability, got {getattr(self, name)}")
+        self.check_augmentation()
+        self.check_streaming(self.max_steps, self.repeated_augmentation)
+        for name in ("image_mean", "image_std"):
+            require(len(getattr(self, name)) in (0, 3), f"{name}: needs three values, red, green and blue")
         require(
             0 <= self.min_drop_path_rate <= self.drop_path_rate < 1,
             "drop_path_rate: 0 <= min_drop_path_rate <= drop_path_rate < 1 is needed, got "

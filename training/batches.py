@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,29 +12,35 @@ KeyT = TypeVar("KeyT")
 Batch = dict[str, torch.Tensor]
 
 
-class _BatchLoader(Dataset[Batch]):
-    """Lets a `DataLoader` (and its workers) turn keys into a batch."""
+class _BatchLoader(Dataset[Batch | Exception]):
+    """Lets a `DataLoader` (and its workers) turn keys into a batch, or into the error that says why not.
+
+    A `DataLoader` would turn a worker's error into many lines, in which the one that names the file is hard to find.
+    """
 
     def __init__(self, load_batch: Callable[[Any], Batch]) -> None:
         self._load_batch = load_batch
 
-    def __getitem__(self, keys: Any) -> Batch:
-        return self._load_batch(keys)
+    def __getitem__(self, keys: Any) -> Batch | Exception:
+        try:
+            return self._load_batch(keys)
+        except (ValueError, FileNotFoundError) as error:
+            return error
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def batch_loader(
+def load_batches(
     load_batch: Callable[[Sequence[KeyT]], Batch],
     sampler: Sampler[list[KeyT]] | Sequence[Sequence[KeyT]],
     num_workers: int,
     pin_memory: bool,
     seed: int = 0,
-) -> DataLoader[Batch]:
-    """`load_batch` of each list of keys, in the order of `sampler`."""
-    return DataLoader(
+) -> Iterator[Batch]:
+    """`load_batch` of each list of keys, in the order of `sampler`. Raises what `load_batch` raises."""
+    loader = DataLoader(
         _BatchLoader(load_batch),
         sampler=sampler,
         batch_size=None,
@@ -46,3 +52,7 @@ def batch_loader(
         # more than a straight one
         generator=torch.Generator().manual_seed(seed),
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch

@@ -15,8 +15,8 @@ from defocus_mllm import DefocusCLIPConfig, DefocusCLIPModel, DefocusImageProces
 from training.arguments import Stage0ContrastiveArguments, require
 from training.captioned_images import CaptionColumns, CaptionedImages, format_report, load_captioned_images
 from training.language import language_config
-from training.loop import Batch, Stage
 from training.sampling import SampleKey
+from training.stage import Batch, Stage
 from training.stages import usable_samples
 from training.tokenizer import train_tokenizer
 from training.vision import drop_path_rate_at, vision_config

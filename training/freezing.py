@@ -57,15 +57,24 @@ class FreezePlan:
         return "\n".join(lines)
 
 
-def has_weight_decay(name: str, parameter: torch.Tensor) -> bool:
+def has_weight_decay(name: str, parameter: torch.Tensor, decay_class_token: bool = True) -> bool:
     """Whether weight decay applies: not to vectors and scalars, biases, nor the band-pass filter's own parameters.
 
-    Pulling `decay`, `theta`, `A_log` or `D` towards 0 would not make the model simpler but change what it filters.
+    Pulling lambda, theta, `A_log` or `D` towards 0 would not make the model simpler but change what it filters.
+
+    Args:
+        name: the parameter's name in its model; only what follows the last dot counts.
+        parameter: the parameter, for its dimensions.
+        decay_class_token: whether the class token and the position embeddings decay. They do in the release, by
+            accident: its `no_weight_decay` names both, but is looked up on the distributed wrapper and never found
+            (classification/utils/optimizer.py).
     """
     leaf = name.rsplit(".", 1)[-1]
     if parameter.ndim < 2 or leaf == "bias" or leaf.endswith("_bias"):
         return False
-    return not ("decay" in leaf or "theta" in leaf or leaf in ("A_log", "D"))
+    if leaf in ("cls_token", "pos_embed"):
+        return decay_class_token
+    return not (leaf in ("A_log", "D") or any(part in leaf for part in ("decay", "lambda", "theta")))
 
 
 def apply_freezing(
@@ -75,6 +84,7 @@ def apply_freezing(
     learning_rate: float,
     weight_decay: float,
     learning_rates: Mapping[str, float] | None = None,
+    decay_class_token: bool = True,
 ) -> FreezePlan:
     """Set `requires_grad` of every parameter of `model` and build the optimizer's groups.
 
@@ -84,6 +94,7 @@ def apply_freezing(
         learning_rate: peak learning rate of every trained component without one of its own in `learning_rates`.
         weight_decay: for the parameters `has_weight_decay` admits; the others get 0.
         learning_rates: component -> its own peak learning rate.
+        decay_class_token: see `has_weight_decay`.
 
     Raises `ValueError` naming an unknown component, a component without parameters, or a parameter that belongs to no
     component: a parameter forgotten here would silently stay as it was initialised.
@@ -108,7 +119,7 @@ def apply_freezing(
             parameter.requires_grad_(trained)
         if trained:
             rate = (learning_rates or {}).get(component, learning_rate)
-            _add_groups(plan, component, members, rate, weight_decay)
+            _add_groups(plan, component, members, rate, weight_decay, decay_class_token)
         else:
             count = sum(parameter.numel() for _, parameter in members)
             plan.rows.append(_row(component, "", count, 0, 0.0, 0.0))
@@ -126,10 +137,15 @@ def _owners(components: Components) -> dict[int, str]:
 
 
 def _add_groups(
-    plan: FreezePlan, component: str, members: list[tuple[str, nn.Parameter]], rate: float, weight_decay: float
+    plan: FreezePlan,
+    component: str,
+    members: list[tuple[str, nn.Parameter]],
+    rate: float,
+    weight_decay: float,
+    decay_class_token: bool,
 ) -> None:
     for decayed in (True, False):
-        chosen = [(name, parameter) for name, parameter in members if has_weight_decay(name, parameter) is decayed]
+        chosen = [member for member in members if has_weight_decay(*member, decay_class_token) is decayed]
         if not chosen:
             continue
         decay = weight_decay if decayed else 0.0

@@ -17,8 +17,8 @@ from training.argument_parsing import check_names
 from training.arguments import Stage0LanguageArguments
 from training.conversations import Conversation, load_conversations
 from training.encoding import Example, message_parts
-from training.loop import Batch, Stage, count_supervised
 from training.sampling import SampleKey
+from training.stage import Batch, Stage, count_supervised
 from training.supervision import describe_supervision, encode_conversation, pad_examples
 from training.tokenizer import read_texts, train_tokenizer
 

@@ -11,7 +11,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from tqdm import tqdm
 
 from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
-from training.batches import Batch, batch_loader
+from training.batches import Batch, load_batches
 from training.checkpointing import (
     CheckpointError,
-    Savable,
     get_random_state,
     load_model_weights,
     load_training_state,
@@ -35,52 +33,14 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.encoding import IGNORED
-from training.freezing import Components, FreezePlan
+from training.freezing import FreezePlan
 from training.run_record import MetricsFile
-from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, mix_seed
+from training.sampling import BatchPlan, mix_seed
+from training.stage import Stage
 
 
 class NonFiniteLossError(ValueError):
     """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
-
-
-@dataclass
-class Stage:
-    """What a stage gives to the loop; everything else is the same for all."""
-
-    name: str
-    """Its section of a recipe, such as `stage0_vision`."""
-    model: nn.Module
-    companions: list[Savable]
-    """Saved beside the model: its processor, image processor or tokenizer."""
-    components: Components
-    """Component name -> modules, for the freeze table."""
-    num_samples: int
-    """Size of the training set."""
-    load_batch: Callable[[Sequence[SampleKey]], Batch]
-    """Samples to one micro-batch on the CPU; must depend on nothing but its argument (it may run in a worker)."""
-    count_items: Callable[[Batch], int]
-    """Number of supervised items in a micro-batch."""
-    compute_loss: Callable[[nn.Module, Batch, int], torch.Tensor]
-    """(model, micro-batch, supervised items of the whole step) -> sum of the items' losses / items of the step."""
-    unit: str = "images"
-    """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
-    begin_epoch: Callable[[int, int], None] | None = None
-    """Called with (epoch, number of epochs) before the first step of each epoch."""
-    validate: Callable[[Accelerator], dict[str, float]] | None = None
-    """Metrics of the model as it is, for metrics.jsonl; called on every process, and leaves no trace."""
-    validation_steps: int = 0
-    """Steps between calls of `validate`, which also follows the last step; 0: only then."""
-    sample_text: str = ""
-    """One sample with its supervised span, printed before step 0."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What else `run.json` should hold, such as the data set's report."""
-
-
-def count_supervised(batch: Batch) -> int:
-    """Tokens the model is asked to predict: labels other than -100, without the first position."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
 def cosine_scale(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
@@ -121,6 +81,7 @@ class TrainingLoop:
             per_device_batch_size=arguments.per_device_batch_size,
             world_size=accelerator.num_processes,
             seed=arguments.seed,
+            repeats=stage.repeats,
         )
         self.total_steps = self.plan.total_steps(arguments.num_train_epochs, arguments.max_steps)
         self.num_epochs = int(self.plan.epoch_at(self.total_steps - 1)) + 1
@@ -183,12 +144,10 @@ class TrainingLoop:
                     self.after_step(self.step)
 
     def _batches(self) -> Iterator[Batch]:
-        sampler = MicroBatchSampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return iter(
-            batch_loader(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
-        )
+        return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))
@@ -259,8 +218,9 @@ class TrainingLoop:
 
     def _update_average(self) -> None:
         if self.average:
-            # the average of few steps must not be ruled by the random initialisation
-            decay = min(self.arguments.ema_decay, (1 + self.step) / (10 + self.step))
+            decay = self.arguments.ema_decay
+            if self.arguments.ema_warmup:  # the average of few steps must not be ruled by the random initialisation
+                decay = min(decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(self.average, self.parameters, 0)
 
@@ -315,12 +275,18 @@ class TrainingLoop:
         )
 
     def _validate(self) -> None:
-        """Validate the weights the run would end with, and write a line of metrics.jsonl."""
+        """Write a line of metrics.jsonl: how good the weights are that the run would end with.
+
+        If that is their average the last weights are validated too, as the release does.
+        """
         assert self.stage.validate is not None
         self._raise_if_not_finite()
         began = time.perf_counter()
         with exchanged(self.parameters, self.average):
             values = self.stage.validate(self.accelerator)
+        if self.average:
+            last = self.stage.validate(self.accelerator)
+            values |= {f"{name}_of_last_weights": value for name, value in last.items() if name != "validation_samples"}
         if self.accelerator.is_main_process:
             epoch = round(self.plan.epoch_at(self.step), 4)
             self.metrics.append({"step": self.step, "epoch": epoch, **values})

@@ -31,8 +31,8 @@ from defocus_mllm import (
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
 from training.conversations import format_report, load_conversations
-from training.loop import Batch, Stage, count_supervised
 from training.sampling import SampleKey
+from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
 

@@ -4,6 +4,7 @@ The samples of all epochs form one endless stream: the permutation of epoch 0, t
 `s` takes the next `global_batch_size` samples of it. So every batch is full, every sample is seen exactly once an
 epoch, nothing is dropped at an epoch's end, all processes have the same amount of work, and to resume at step `s` is to
 start reading at position `s * global_batch_size`. A batch may hold the end of one epoch and the beginning of the next.
+(Repeated augmentation is the exception to "exactly once", see `BatchPlan.repeats`.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ class SampleKey(NamedTuple):
     """0 for the first pass over the data."""
     sample: int
     """Position in the dataset."""
+    copy: int = 0
+    """Which one of the repeated visits within a batch (see `BatchPlan.repeats`)."""
+
+    def seed(self, *parts: int) -> int:
+        """Seed of random choices about this visit; `parts` tell runs and purposes apart."""
+        # the first visit's does not depend on whether there are others
+        return mix_seed(*parts, self.epoch, self.sample, *([self.copy] if self.copy else []))
 
 
 @lru_cache(maxsize=2)  # a batch straddles two epochs at most, unless the data set is smaller than a batch
@@ -58,10 +66,18 @@ class BatchPlan:
     per_device_batch_size: int
     world_size: int
     seed: int
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al., arXiv 1901.09335): visits to a sample in a row, each augmented anew.
+
+    As with the release's `RASampler`, an epoch keeps its number of visits and shows as much less of the data: a random
+    third of the samples, three times each, for 3.
+    """
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError("the training data holds no sample")
+        if self.repeats < 1:
+            raise ValueError(f"repeated_augmentation must be at least 1, not {self.repeats}")
         if not self.per_device_batch_size:
             object.__setattr__(self, "per_device_batch_size", max(1, self.global_batch_size // self.world_size))
         at_once = self.per_device_batch_size * self.world_size
@@ -87,14 +103,19 @@ class BatchPlan:
         """Epochs finished after `step` steps; its whole part is the epoch of the next sample."""
         return step * self.global_batch_size / self.num_samples
 
-    def keys(self, step: int, micro_step: int, rank: int) -> list[SampleKey]:
-        """The samples of one process's micro-batch."""
+    def positions(self, step: int, micro_step: int, rank: int) -> range:
+        """Where in the endless stream of samples one process's micro-batch lies."""
         start = step * self.global_batch_size
         start += (micro_step * self.world_size + rank) * self.per_device_batch_size
+        return range(start, start + self.per_device_batch_size)
+
+    def keys(self, step: int, micro_step: int, rank: int) -> list[SampleKey]:
+        """The samples of one process's micro-batch."""
         keys = []
-        for position in range(start, start + self.per_device_batch_size):
+        for position in self.positions(step, micro_step, rank):
             epoch, offset = divmod(position, self.num_samples)
-            keys.append(SampleKey(epoch, epoch_permutation(self.num_samples, self.seed, epoch)[offset]))
+            number, copy = divmod(offset, self.repeats)
+            keys.append(SampleKey(epoch, epoch_permutation(self.num_samples, self.seed, epoch)[number], copy))
         return keys
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from defocus_mllm.console import run_script
 from training.argument_parsing import parse_arguments
 from training.arguments import Stage1Arguments
-from training.loop import Stage
 from training.multimodal import build_multimodal
+from training.stage import Stage
 from training.stages import run_stage
 
 

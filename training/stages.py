@@ -20,9 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
-from training.loop import Stage, TrainingLoop
+from training.loop import TrainingLoop
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
+from training.stage import Stage
 
 INPUT_FIELDS = ("data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model")
 """Arguments that name a file or folder the result depends on; their fingerprints stand in run.json."""
@@ -182,6 +183,7 @@ def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
         learning_rates={"vision_tower": vision_rate} if vision_rate else None,
+        decay_class_token=getattr(arguments, "decay_class_token", True),
     )
 
 
@@ -218,10 +220,11 @@ def _train(
     )
     with _recorded(record, loop):
         loop.run()
+        conclusion = stage.conclude() if stage.conclude else {}
         averaged = loop.use_average()
         if accelerator.is_main_process:
             save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
-            record.update(saved_weights="average" if averaged else "last", **_last_validation(loop))
+            record.update(saved_weights="average" if averaged else "last", **_last_validation(loop), **conclusion)
         accelerator.wait_for_everyone()
     accelerator.print(f"{stage.name}: {loop.total_steps:,} steps in {loop.train_seconds:.1f} s; saved in {output_dir}")
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.conversations import Conversation, Message
 from training.encoding import IGNORED, Example, SupervisionError, encoder_for, message_parts
-from training.sampling import mix_seed
+from training.sampling import SampleKey
 
 
 def encode_conversation(processor: Any, messages: list[Message], record: str = "the conversation") -> Example:
@@ -104,7 +104,7 @@ class ConversationCollator:
         (`kept_in_order`), over all calls in this process."""
 
     def __call__(
-        self, conversations: Sequence[Conversation], keys: Sequence[tuple[int, int]] | None = None
+        self, conversations: Sequence[Conversation], keys: Sequence[SampleKey] | None = None
     ) -> dict[str, torch.Tensor]:
         """A batch of `conversations`; `keys` are their (epoch, index), needed for `shuffle_turns`.
 
@@ -124,7 +124,7 @@ class ConversationCollator:
             batch["pixel_values"] = torch.cat(pictures)
         return batch
 
-    def choose_turns(self, conversation: Conversation, key: tuple[int, int] | None = None) -> list[Message]:
+    def choose_turns(self, conversation: Conversation, key: SampleKey | None = None) -> list[Message]:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
         system, pairs = _split_pairs(conversation)
         if self.shuffle_turns and key is not None and len(pairs) > 1:
@@ -136,14 +136,14 @@ class ConversationCollator:
             pairs = self._cut_to_length(system, pairs, conversation.record)
         return system + [message for pair in pairs for message in pair]
 
-    def _shuffle(self, pairs: list[list[Message]], key: tuple[int, int]) -> list[list[Message]]:
+    def _shuffle(self, pairs: list[list[Message]], key: SampleKey) -> list[list[Message]]:
         pictures, first_question = _split_leading_images(pairs[0][0])
         questions = [first_question, *(pair[0] for pair in pairs[1:])]
         if any(part["type"] == "image" for question in questions for part in message_parts(question)):
             self.counts["kept_in_order"] += 1
             return pairs
         order = list(range(len(pairs)))
-        random.Random(mix_seed(self.seed, *key)).shuffle(order)
+        random.Random(key.seed(self.seed)).shuffle(order)
         shuffled = [[questions[index], *pairs[index][1:]] for index in order]
         front = shuffled[0][0]
         shuffled[0] = [front | {"content": pictures + message_parts(front)}, *shuffled[0][1:]]

@@ -12,7 +12,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Table:
     """Position -> how messages call the row."""
     may_name_files: bool
     """Whether a picture may be a path instead of bytes; not in Parquet, which comes from strangers."""
+    other_files: list[str] = field(default_factory=list)
+    """Files of the folder that are no pictures."""
 
 
 class TablePictures:
@@ -64,12 +66,7 @@ class TablePictures:
 
     def load(self, index: int) -> Image.Image:
         """The picture. Raises `ImageError` or `FileNotFoundError`."""
-        cell = self._cells[self._rows[index]][self._column] or {}
-        if cell.get("bytes") is not None:
-            return decode_image(io.BytesIO(cell["bytes"]), repr(cell.get("path") or ""))
-        if cell.get("path") and self._table.may_name_files:
-            return load_image(cell["path"])
-        raise ImageError(f"column {self._column!r} holds no image bytes; write the image itself there, not its path")
+        return open_picture(self._cells[self._rows[index]][self._column], self._table.may_name_files)
 
 
 def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> LabelledData:
@@ -80,8 +77,9 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
     """
     table = open_table(data)
     check_columns(table.rows.column_names, columns, str(data))
+    check_image_column(table.rows.features[columns.image], columns.image, str(data))
     rows = table.rows.cast_column(columns.image, datasets.Image(decode=False))
-    table = Table(rows, table.name, table.may_name_files)
+    table = replace(table, rows=rows)
     names = class_names(rows.features[columns.label], columns.label, str(data))
     values = rows[columns.label][:]
     bad = {row: problem for row, value in enumerate(values) if (problem := label_problem(value, names))}
@@ -100,17 +98,35 @@ def read_table(data: str | Path, columns: Columns, on_bad_sample: str) -> Labell
         "file": str(data),
         "records": len(rows),
         "used": len(usable),
-        "left_out": {"bad label": problems},
+        "left_out": {"bad label": problems, "not an image file": table.other_files},
         "label_counts": count_labels(labels, names),
     }
     return LabelledData(TablePictures(table, columns.image, usable), labels, names, report)
 
 
+def open_picture(cell: dict[str, Any] | None, may_name_file: bool) -> Image.Image:
+    """The picture of a cell `{"bytes", "path"}`. Raises `ImageError` or `FileNotFoundError`."""
+    cell = cell or {}
+    if cell.get("bytes") is not None:
+        return decode_image(io.BytesIO(cell["bytes"]), repr(cell.get("path") or ""))
+    if cell.get("path") and may_name_file:
+        return load_image(cell["path"])
+    raise ImageError("there are no image bytes; write the image itself into the data, not its path")
+
+
 def check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
     """Raise `ValueError` naming the argument and the columns there are."""
-    for field, column in (("image_column", columns.image), ("label_column", columns.label)):
+    for argument, column in (("image_column", columns.image), ("label_column", columns.label)):
         if column not in found:
-            raise ValueError(f"{where}: no column {column!r}; it has {', '.join(found)}; name one with --{field}")
+            raise ValueError(f"{where}: no column {column!r}; it has {', '.join(found)}; name one with --{argument}")
+
+
+def check_image_column(feature: Any, column: str, where: str) -> None:
+    """Raise `ValueError` unless the column holds pictures: `datasets.Image`, or bytes with or without a path."""
+    if not isinstance(feature, datasets.Image):
+        kinds = feature if isinstance(feature, dict) else {"bytes": feature}
+        if not {"bytes"} <= set(kinds) <= {"bytes", "path"} or "binary" not in getattr(kinds["bytes"], "dtype", ""):
+            raise ValueError(f"{where}: column {column!r} must hold images (bytes, or bytes and path), not {feature}")
 
 
 def class_names(feature: Any, column: str, where: str) -> list[str] | None:
@@ -150,7 +166,7 @@ def open_table(data: str | Path) -> Table:
             return _open_parquet(files)
         return _open_class_folders(path)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{data} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{data} cannot be read: {first_line(error)}") from error
 
 
 def parquet_files(data: str | Path) -> list[str]:
@@ -180,7 +196,7 @@ def _open_parquet(files: list[str]) -> Table:
         try:
             counts.append(pyarrow.parquet.read_metadata(file).num_rows)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{file} is no whole Parquet file: {_first_line(error)}") from error
+            raise ValueError(f"{file} is no whole Parquet file: {first_line(error)}") from error
     starts = [0, *itertools.accumulate(counts)]
 
     def name(row: int) -> str:
@@ -193,14 +209,20 @@ def _open_parquet(files: list[str]) -> Table:
 
 def _open_class_folders(path: Path) -> Table:
     pattern = f"{glob.escape(str(path))}/**"
-    rows = datasets.load_dataset(
-        "imagefolder", data_files=[pattern], split="train", drop_labels=False, drop_metadata=True
-    )
-    undecoded = rows.cast_column("image", datasets.Image(decode=False))
-    if rows.features["label"].names == [path.name]:
-        raise ValueError(f"{path}: images must lie in one subfolder a class, or be named by a metadata.jsonl")
-    return Table(rows, lambda row: os.path.relpath(undecoded[row]["image"]["path"], path), may_name_files=True)
+    try:
+        rows = datasets.load_dataset(
+            "imagefolder", data_files=[pattern], split="train", drop_labels=False, drop_metadata=True
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} holds no images: {first_line(error)}") from error
+    cells = rows.cast_column("image", datasets.Image(decode=False))["image"][:]
+    names = [os.path.relpath(cell["path"], path) for cell in cells]
+    if loose := [name for name in names if not os.path.dirname(name)]:
+        raise ValueError(f"{path}: {loose[0]} must lie in the subfolder of its class, or be named by a metadata.jsonl")
+    files = (os.path.relpath(file, path) for file in path.rglob("*") if file.is_file())
+    return Table(rows, names.__getitem__, may_name_files=True, other_files=sorted(set(files) - set(names)))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

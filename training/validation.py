@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from defocus_mllm import DefocusForImageClassification
-from training.batches import batch_loader
+from training.batches import load_batches
 from training.labelled_images import LabelledImageDataset
 
 TOP = 5
@@ -48,9 +48,9 @@ class Validation:
         mine = self.samples[accelerator.process_index :: accelerator.num_processes]
         size = self.per_device_batch_size
         chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
-        batches = batch_loader(self.dataset.batch, chunks, self.num_workers, accelerator.device.type == "cuda")
+        batches = load_batches(self.dataset.batch, chunks, self.num_workers, accelerator.device.type == "cuda")
         sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
-        bar = tqdm(batches, "validation", leave=False, delay=2, disable=not accelerator.is_main_process)
+        bar = tqdm(batches, "validation", len(chunks), leave=False, delay=2, disable=not accelerator.is_main_process)
         with evaluating(self.model), torch.no_grad():
             for batch in bar:
                 batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}

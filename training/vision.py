@@ -11,49 +11,35 @@ from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
 from training.arguments import Stage0ContrastiveArguments, Stage0VisionArguments
-from training.augmentation import Augmentation
-from training.labelled_images import LabelledImageDataset, format_report, load_labelled_images
+from training.labelled_images import LabelledImageDataset, format_report
 from training.labels import check_same_labels
-from training.loop import Batch, Stage
-from training.sampling import SampleKey, mix_seed
-from training.stages import usable_samples
-from training.table_images import Columns
+from training.stage import Batch, Stage
+from training.starting_point import load_start, starting_config
+from training.training_images import held_images, load_checked, streamed_images
 from training.validation import Validation
 
 
 def build_vision(arguments: Stage0VisionArguments) -> Stage:
     """Encoder with main and auxiliary head, labelled images, augmentation and the drop path schedule."""
     config = vision_config(arguments)
-    image_processor = DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
-    dataset, usable, left_out = load_checked(arguments.data, image_processor, arguments)
-    config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
-    config.id2label = dataset.id2label
-    config.label2id = {name: number for number, name in dataset.id2label.items()}
-    model = DefocusForImageClassification(config)
-    augmentation = Augmentation(arguments.horizontal_flip, arguments.vertical_flip, arguments.max_shift)
-
-    def load_batch(keys: Sequence[SampleKey]) -> Batch:
-        batch = dataset.batch([usable[key.sample] for key in keys])
-        generators = [torch.Generator().manual_seed(mix_seed(arguments.seed, 2, *key)) for key in keys]
-        return {**batch, "pixel_values": augmentation(batch["pixel_values"], generators)}
-
-    def count_known(batch: Batch) -> int:
-        return int((batch["labels"] >= 0).sum())
+    image_processor = build_image_processor(arguments, config.image_size)
+    images = (streamed_images if arguments.streaming else held_images)(arguments, image_processor)
+    model, start = build_model(config, images.labels, arguments)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
         # the model returns the mean over the micro-batch's known labels
-        return forward(**batch).loss * (count_known(batch) / items)
+        return forward(**batch).loss * (images.count_items(batch) / items)
 
     def begin_epoch(epoch: int, num_epochs: int) -> None:
         model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))
 
-    lines = [format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    facts: dict[str, Any] = {"data_report": dataset.report, "left_out": left_out}
+    lines, facts = [*start, *images.lines], {**images.facts, "start": start}
     validate = None
     if arguments.validation_data:
-        validate, more_lines, more_facts = build_validation(model, dataset.label_names, image_processor, arguments)
+        validate, more_lines, more_facts = build_validation(
+            model, images.labels.label_names, image_processor, arguments
+        )
         lines, facts = lines + more_lines, facts | more_facts
-    lines.append(f"{dataset.pictures.name(usable[0])}: {dataset.labels[usable[0]].tolist()} of {dataset.label_names}")
     return Stage(
         name="stage0_vision",
         model=model,
@@ -62,29 +48,32 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
             "encoder": [model.encoder],
             "heads": [head for head in (model.head, model.head2) if head is not None],
         },
-        num_samples=len(usable),
-        load_batch=load_batch,
-        count_items=count_known,
+        num_samples=images.num_samples,
+        sampler=images.sampler,
+        repeats=arguments.repeated_augmentation,
+        load_batch=images.load_batch,
+        count_items=images.count_items,
         compute_loss=compute_loss,
         begin_epoch=begin_epoch,
         sample_text="\n".join(lines),
         facts=facts,
         validate=validate,
         validation_steps=arguments.validation_steps,
+        conclude=images.conclude,
     )
 
 
-def load_checked(
-    data: str, image_processor: DefocusImageProcessor, arguments: Stage0VisionArguments
-) -> tuple[LabelledImageDataset, list[int], list[str]]:
-    """Labelled images, which of them can be used, and a message for each other one."""
-    columns = Columns(arguments.image_column, arguments.label_column)
-    cache_bytes = arguments.image_cache_megabytes * 1024**2
-    dataset = load_labelled_images(data, image_processor, arguments.on_bad_sample, cache_bytes, columns)
-    # what fits the cache is decoded now, while workers can still inherit it
-    count = len(dataset) if dataset.loader.fits(len(dataset)) else arguments.check_images
-    usable, left_out = usable_samples(len(dataset), count, dataset.pixels, arguments.on_bad_sample)
-    return dataset, usable, left_out
+def build_model(
+    config: DefocusVisionConfig, dataset: LabelledImageDataset, arguments: Stage0VisionArguments
+) -> tuple[DefocusForImageClassification, list[str]]:
+    """A classifier for the data set's classes, and lines that say which weights it starts from other than random."""
+    config.problem_type = dataset.problem_type  # type: ignore[assignment]  # one of the two it may be
+    config.id2label = dataset.id2label
+    config.label2id = {name: number for number, name in dataset.id2label.items()}
+    model = DefocusForImageClassification(config)
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model, load_start(model, arguments.model) if arguments.model else []
 
 
 def build_validation(
@@ -108,7 +97,7 @@ def build_validation(
 
 
 def vision_config(arguments: Stage0VisionArguments | Stage0ContrastiveArguments) -> DefocusVisionConfig:
-    """The encoder's configuration: a preset's fields, overridden by the recipe's.
+    """The encoder's configuration: a preset's or a checkpoint's fields, overridden by the recipe's.
 
     Raises `ValueError` for a drop path rate in `vision_config`, which the arguments of the same name would override.
     """
@@ -117,8 +106,19 @@ def vision_config(arguments: Stage0VisionArguments | Stage0ContrastiveArguments)
         if name in arguments.vision_config:
             raise ValueError(f"vision_config: {name} is a field of the stage itself; move it out of vision_config")
     fields = {**arguments.vision_config, **schedule}
+    if isinstance(arguments, Stage0VisionArguments) and arguments.model:
+        return starting_config(arguments.model, fields)
     preset = fields.pop("preset", None)
     return DefocusVisionConfig.from_preset(preset, **fields) if preset else DefocusVisionConfig(**fields)
+
+
+def build_image_processor(arguments: Stage0VisionArguments, image_size: int) -> DefocusImageProcessor:
+    """What normalises the pixels: as the arguments say, else as for the checkpoint that training starts from."""
+    size = {"height": image_size, "width": image_size}
+    given = {name: getattr(arguments, name) for name in ("image_mean", "image_std") if getattr(arguments, name)}
+    if arguments.model:
+        return DefocusImageProcessor.from_pretrained(arguments.model, **{"size": size, **given})
+    return DefocusImageProcessor(**{"size": size, **given})
 
 
 def drop_path_rate_at(

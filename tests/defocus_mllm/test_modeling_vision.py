@@ -87,6 +87,36 @@ def test_unknown_labels_are_left_out():
     torch.testing.assert_close(classification_loss(logits, labels, "multi_label_classification"), expected)
 
 
+def test_class_probabilities_as_labels():
+    logits = torch.randn(4, 3, requires_grad=True)
+    soft = torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5], [-1.0, -1.0, -1.0], [0.0, 0.6, 0.4]])
+    expected = -(soft[[0, 1, 3]] * logits[[0, 1, 3]].log_softmax(-1)).sum(-1).mean()
+    loss = classification_loss(logits, soft, "single_label_classification")
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[2].any()
+    assert gradient[[0, 1, 3]].all()
+    one_hot = F.one_hot(torch.tensor([2, 0]), 3).float()
+    torch.testing.assert_close(
+        classification_loss(logits[:2], one_hot, None), classification_loss(logits[:2], torch.tensor([2, 0]), None)
+    )
+    assert classification_loss(logits, torch.full((4, 3), -1.0), None) == 0
+    assert classification_loss(logits.bfloat16(), soft.bfloat16(), None).dtype == torch.float32
+
+
+@pytest.mark.parametrize("aux_loss", ["pooled", "per_token"])
+def test_the_auxiliary_loss_takes_class_probabilities_too(aux_loss):
+    model = DefocusForImageClassification(build_config(num_labels=3, aux_loss=aux_loss)).eval()
+    pixels, soft = torch.randn(3, 3, 32, 32), torch.tensor([[0.1, 0.2, 0.7], [-1.0] * 3, [0.5, 0.5, 0.0]])
+    output = model(pixels, labels=soft)
+    logits = output.aux_logits if aux_loss == "per_token" else output.aux_logits[:, None]
+    expected = -(soft[[0, 2], None] * logits[[0, 2]].log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(output.aux_loss, expected)
+    hard = model(pixels, labels=torch.tensor([2, -1, 0]))
+    one_hot = torch.tensor([[0.0, 0.0, 1.0], [-1.0] * 3, [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(model(pixels, labels=one_hot).loss, hard.loss)
+
+
 def test_drop_path_grows_linearly_with_depth_and_keeps_the_mean():
     model = DefocusVisionModel(build_config(num_hidden_layers=4, drop_path_rate=0.6))
     assert [layer.drop_path.rate for layer in model.layers] == pytest.approx([0.0, 0.2, 0.4, 0.6])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig
 from training.freezing import apply_freezing, has_weight_decay
 
 
@@ -74,10 +75,48 @@ def test_own_learning_rate_and_table() -> None:
         ("mixer.A_log", (4, 4), False),
         ("mixer.D", (4, 4), False),
         ("mixer.Dense", (4, 4), True),
+        ("mixer.lambda_hat", (4, 4), False),
+        ("embeddings.cls_token", (1, 1, 4), True),
     ],
 )
 def test_weight_decay_spares_the_filter(name: str, shape: tuple[int, ...], expected: bool) -> None:
     assert has_weight_decay(name, torch.zeros(shape)) is expected
+
+
+# What decays of each mixer; all else of an encoder and its heads must not. Source: papers.md A8.
+DECAYED_IN_BLOCKS = {
+    "attention": {"mixer.qkv.weight", "mixer.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"},
+    "retention": {
+        *("mixer.qkv.weight", "mixer.gate.weight", "mixer.out_proj.weight"),
+        *("mlp.fc1.weight", "mlp.fc2.weight"),
+    },
+    "mamba": {
+        *("mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.x_proj.weight", "mixer.dt_proj.weight"),
+        "mixer.out_proj.weight",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "decay"),
+    [("attention", "learnable"), ("retention", "learnable"), ("mamba", "learnable"), ("mamba", "data_dependent")],
+)
+@pytest.mark.parametrize("decay_class_token", [True, False])
+def test_weight_decay_of_every_parameter_of_each_mixer(mixer: str, decay: str, decay_class_token: bool) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = DefocusVisionConfig(
+        mixer=mixer, decay=decay, image_size=16, patch_size=8, num_registers=1, head_type="mlp", num_labels=3, **sizes
+    )
+    model = DefocusForImageClassification(config)
+    components = {"encoder": [model.encoder], "heads": [model.head, model.head2]}
+    plan = apply_freezing(model, components, ["encoder", "heads"], 1e-3, 0.1, decay_class_token=decay_class_token)
+    decayed = {name for group in plan.optimizer_groups if group["weight_decay"] for name in group["names"]}
+    expected = {f"encoder.layers.0.{name}" for name in DECAYED_IN_BLOCKS[mixer]}
+    expected |= {"encoder.embeddings.patch_embed.weight", "encoder.embeddings.register_tokens"}
+    expected |= {f"{head}.{layer}.weight" for head in ("head", "head2") for layer in ("fc1", "fc2")}
+    if decay_class_token:
+        expected |= {"encoder.embeddings.cls_token", "encoder.embeddings.pos_embed"}
+    assert decayed == expected
 
 
 def test_mistakes_are_named() -> None:

@@ -20,9 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
 from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import Batch, NonFiniteLossError, Stage, TrainingLoop, cosine_scale, count_supervised
+from training.loop import NonFiniteLossError, TrainingLoop, cosine_scale
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
+from training.stage import Batch, Stage, count_supervised
 
 TIMINGS = {"tokens_per_second", "seconds"}
 SAMPLES = 13
@@ -127,6 +128,43 @@ def test_resumed_run_equals_straight_run(tmp_path: Path, stopped_at: int, change
         assert torch.equal(tensor, expected[name]), name
     assert metrics(tmp_path / "resumed") == metrics(tmp_path / "straight")
     assert [line["step"] for line in metrics(tmp_path / "straight")] == [2, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_average_by_hand(tmp_path: Path, warmup: bool) -> None:
+    """Without warm-up it is the release's (timm's ModelEma): it begins with the initial weights."""
+    history: list[list[torch.Tensor]] = []
+    loop = make_loop(tmp_path, ema_decay=0.9, ema_warmup=warmup, after_step=lambda step: remember())
+
+    def remember() -> None:
+        history.append([parameter.detach().clone() for parameter in loop.parameters])
+
+    remember()
+    loop.run()
+    expected = history[0]
+    for step, weights_then in enumerate(history[1:]):
+        decay = min(0.9, (1 + step) / (10 + step)) if warmup else 0.9
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, weights_then, strict=True)]
+    for average, value in zip(loop.average, expected, strict=True):
+        torch.testing.assert_close(average, value, atol=1e-6, rtol=1e-5)
+    assert loop.use_average()
+    assert all(torch.equal(*pair) for pair in zip(loop.parameters, loop.average, strict=True))
+
+
+def test_average_and_last_weights_are_both_validated(tmp_path: Path) -> None:
+    stage = make_stage()
+    stage.validate = lambda accelerator: {"validation_loss": first_weight(stage), "validation_samples": 1}
+    loop = make_loop(tmp_path, stage, ema_decay=0.9)
+    loop.run()
+    (line,) = [line for line in metrics(tmp_path) if "validation_loss" in line]
+    assert line["validation_loss_of_last_weights"] == first_weight(stage)
+    loop.use_average()
+    assert line["validation_loss"] == first_weight(stage) != line["validation_loss_of_last_weights"]
+    assert set(line) == {"step", "epoch", "validation_loss", "validation_loss_of_last_weights", "validation_samples"}
+
+
+def first_weight(stage: Stage) -> float:
+    return next(stage.model.parameters()).detach().flatten()[0].item()
 
 
 def test_without_the_random_state_it_would_differ(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from training.conversations import Conversation
 from training.encoding import IGNORED, SupervisionError, encoder_for
+from training.sampling import SampleKey
 from training.supervision import (
     ConversationCollator,
     describe_supervision,
@@ -77,7 +78,7 @@ def test_pictures_are_read_from_their_paths(processor, picture, tmp_path):
 def test_shuffling_permutes_pairs_and_keeps_the_image_in_front(processor, num_pairs, seed, epoch, index, system):
     sample = conversation(num_pairs, "picture.png", "Be brief." if system else None)
     collator = ConversationCollator(processor, shuffle_turns=True, seed=seed)
-    messages = collator.choose_turns(sample, (epoch, index))
+    messages = collator.choose_turns(sample, SampleKey(epoch, index))
     pairs = questions_and_answers(messages)
     assert sorted(pairs) == sorted(questions_and_answers(sample.messages))
     pictures = [
@@ -85,7 +86,7 @@ def test_shuffling_permutes_pairs_and_keeps_the_image_in_front(processor, num_pa
     ]
     assert pictures == [int(system)]
     assert messages[int(system)]["content"][0] == {"type": "image", "image": "picture.png"}
-    assert messages == collator.choose_turns(sample, (epoch, index))
+    assert messages == collator.choose_turns(sample, SampleKey(epoch, index))
     assert sample == conversation(num_pairs, "picture.png", "Be brief." if system else None)  # left as it was
 
 
@@ -94,7 +95,7 @@ def test_orders_differ_by_epoch_index_and_seed(processor):
 
     def order(seed: int, epoch: int, index: int) -> list[tuple[str, str]]:
         collator = ConversationCollator(processor, shuffle_turns=True, seed=seed)
-        return questions_and_answers(collator.choose_turns(sample, (epoch, index)))
+        return questions_and_answers(collator.choose_turns(sample, SampleKey(epoch, index)))
 
     orders = [order(0, 0, 0), order(0, 1, 0), order(0, 0, 1), order(1, 0, 0)]
     assert all(one != other for number, one in enumerate(orders) for other in orders[:number])
@@ -103,7 +104,7 @@ def test_orders_differ_by_epoch_index_and_seed(processor):
 def test_every_pair_comes_first_about_equally_often(processor):
     collator = ConversationCollator(processor, shuffle_turns=True)
     sample = conversation(4, "picture.png")
-    first = [questions_and_answers(collator.choose_turns(sample, (epoch, 3)))[0] for epoch in range(400)]
+    first = [questions_and_answers(collator.choose_turns(sample, SampleKey(epoch, 3)))[0] for epoch in range(400)]
     assert all(60 < first.count(pair) < 140 for pair in questions_and_answers(sample.messages))
 
 
@@ -112,7 +113,7 @@ def test_a_picture_in_a_later_question_keeps_the_order(processor):
     sample.messages[4]["content"].append({"type": "image", "image": "other.png"})
     collator = ConversationCollator(processor, shuffle_turns=True)
     for epoch in range(3):
-        assert collator.choose_turns(sample, (epoch, 0)) == sample.messages
+        assert collator.choose_turns(sample, SampleKey(epoch, 0)) == sample.messages
     assert collator.counts == {"kept_in_order": 3}
 
 
