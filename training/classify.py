@@ -21,7 +21,8 @@ from defocus_mllm.files import write_json_atomically
 from training.argument_parsing import parse_arguments
 from training.arguments import require
 from training.files import fingerprint
-from training.labelled_images import LabelledImageDataset, collate_labelled_images, load_labelled_images
+from training.labelled_images import LabelledImageDataset, load_labelled_images
+from training.labels import check_same_labels
 
 
 @dataclass
@@ -49,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Classify all pictures and write `output`."""
     arguments = parse_arguments(ClassifyArguments, "classify", argv)
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
-    model = DefocusForImageClassification.from_pretrained(arguments.model).to(device).eval()
+    model = DefocusForImageClassification.from_pretrained(arguments.model, device_map=device).eval()
     dataset = load_labelled_images(arguments.data, DefocusImageProcessor.from_pretrained(arguments.model))
-    if model.config.problem_type != "single_label_classification" or model.config.id2label != dataset.id2label:
-        raise ValueError(f"model {arguments.model} and data {arguments.data} do not have the same classes")
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    check_same_labels(names, arguments.model, dataset.label_names, arguments.data)
+    if dataset.labels.ndim > 1:
+        raise ValueError(f"data: {arguments.data} has attributes instead of one class a picture")
     predictions = classify(model, dataset, arguments.batch_size, device)
     content: dict[str, Any] = {
         "model": fingerprint(arguments.model),
@@ -72,9 +75,8 @@ def classify(
     """Predicted class of every picture in float32, (samples,) long on the CPU."""
     predictions = []
     for start in tqdm(range(0, len(dataset), batch_size), desc="classify", unit="batch", mininterval=0.5):
-        samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-        pixel_values = collate_labelled_images(samples)["pixel_values"].to(device)
-        predictions.append(model(pixel_values=pixel_values).logits.argmax(dim=-1).cpu())
+        batch = dataset.batch(range(start, min(start + batch_size, len(dataset))))
+        predictions.append(model(pixel_values=batch["pixel_values"].to(device)).logits.argmax(dim=-1).cpu())
     return torch.cat(predictions)
 
 
