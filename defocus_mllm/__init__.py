@@ -5,6 +5,7 @@ saves carry its own code (`trust_remote_code=True` loads it where this package i
 """
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -17,6 +18,7 @@ from transformers import (
 from .configuration_defocus import DefocusConfig, DefocusVisionConfig
 from .image_processing_defocus import DefocusImageProcessor
 from .modeling_defocus import DefocusForConditionalGeneration, DefocusModel
+from .modeling_defocus_backbone import DefocusBackbone
 from .modeling_defocus_vision import DefocusForImageClassification, DefocusVisionModel
 from .processing_defocus import DEFAULT_CHAT_TEMPLATE, DefocusProcessor
 
@@ -29,6 +31,7 @@ def _register() -> None:
         AutoImageProcessor.register(config, image_processor_classes={"pil": DefocusImageProcessor}, exist_ok=True)
         config.register_for_auto_class("AutoConfig")
     for auto_class, config, model in (
+        (AutoBackbone, DefocusVisionConfig, DefocusBackbone),
         (AutoModel, DefocusVisionConfig, DefocusVisionModel),
         (AutoModelForImageClassification, DefocusVisionConfig, DefocusForImageClassification),
         (AutoModel, DefocusConfig, DefocusModel),
@@ -47,6 +50,7 @@ _register()
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
+    "DefocusBackbone",
     "DefocusConfig",
     "DefocusForConditionalGeneration",
     "DefocusForImageClassification",

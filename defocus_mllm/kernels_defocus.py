@@ -1,4 +1,4 @@
-"""The numerical cores behind the mixers: plain references, exact in any dtype and differentiable.
+"""The numerical cores behind the mixers: plain references, exact in any dtype and differentiable, and a dispatcher.
 
 Each core computes one formula of the paper for a whole sequence or for its next piece. They take care of their own
 precision: what is carried along the sequence is kept in at least float32, whatever the autocast.
@@ -6,10 +6,16 @@ precision: what is carried along the sequence is kept in at least float32, whate
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers.utils import logging
+
+from .compiled_defocus import CompiledScan, CompilerError, load_library
+
+logger = logging.get_logger(__name__)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,18 +142,60 @@ def selective_scan(
         y, (batch, tokens, channels), and h after the last token; both in at least float32.
     """
     with torch.autocast(hidden_states.device.type, enabled=False):
-        x, delta, B, C = (at_least_float32(tensor).transpose(0, 1) for tensor in (hidden_states, delta, B, C))
-        increment = (delta * x)[..., None] * B[..., None, :]  # (tokens, batch, channels, states)
+        x, delta, B, C = (at_least_float32(tensor) for tensor in (hidden_states, delta, B, C))
         if A is None:
-            factor = torch.ones_like(increment)
-        else:
-            steps = at_least_float32(decay_delta).expand(hidden_states.shape).transpose(0, 1)
-            factor = torch.exp(steps[..., None] * A.to(steps.dtype))
+            A = x.new_zeros(x.shape[-1], B.shape[-1])
+        decay_delta = at_least_float32(decay_delta).expand(x.shape)
         if initial is None:
-            initial = increment.new_zeros(increment.shape[1:])
-        states = _LinearRecurrence.apply(factor, increment, initial.to(increment.dtype))
-        output = (states @ C[..., None]).squeeze(-1)
-        return output.transpose(0, 1), states[-1]
+            initial = x.new_zeros(len(x), *A.shape)
+        arguments = (x, delta, decay_delta, A.to(x.dtype), B, C, initial.to(x.dtype))
+        return _plain_scan(*arguments) if scan_kernel(x) == "reference" else CompiledScan.apply(*arguments)
+
+
+def _plain_scan(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    decay_delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    initial: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula as it stands, with the whole (tokens, batch, channels, states) in memory."""
+    x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
+    increment = (delta * x)[..., None] * B[..., None, :]
+    states = _LinearRecurrence.apply(torch.exp(decay_delta[..., None] * A), increment, initial)
+    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1]
+
+
+def scan_kernel(hidden_states: torch.Tensor) -> str:
+    """Which core scans these tensors: "reference" or "compiled" (float32 on the CPU, where there is a compiler).
+
+    `DEFOCUS_KERNEL=reference` or `compiled` in the environment forces one; "auto" is the default.
+
+    Raises:
+        ValueError: `DEFOCUS_KERNEL` is something else.
+        RuntimeError: the compiled core is forced but cannot be had, or does not do these tensors.
+    """
+    wanted = os.environ.get("DEFOCUS_KERNEL", "auto")
+    if wanted not in ("auto", "reference", "compiled"):
+        raise ValueError(f"DEFOCUS_KERNEL must be auto, reference or compiled, not {wanted!r}")
+    suitable = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
+    if wanted == "reference" or (wanted == "auto" and not suitable):
+        return "reference"
+    if not suitable:
+        raise RuntimeError(
+            "DEFOCUS_KERNEL=compiled: the compiled core is for float32 on the CPU, "
+            f"not {hidden_states.dtype} on {hidden_states.device.type}"
+        )
+    try:
+        load_library()
+    except CompilerError as error:
+        if wanted == "compiled":
+            raise RuntimeError(f"DEFOCUS_KERNEL=compiled: {error}") from error
+        logger.warning_once(f"De-focus Mamba runs with the slower plain scan: {error}")
+        return "reference"
+    return "compiled"
 
 
 def group_rms_norm(hidden_states: torch.Tensor, group_size: int, eps: float) -> torch.Tensor:

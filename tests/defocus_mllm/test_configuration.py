@@ -21,6 +21,16 @@ from defocus_mllm.console import USER_ERRORS
         ({"num_attention_heads": 0}, "num_attention_heads must be positive"),
         ({"num_registers": -1}, "num_registers must not be negative"),
         ({"hidden_act": "gulu"}, "hidden_act 'gulu' is unknown"),
+        ({"decay": "data_dependent"}, "decay='data_dependent' is for mixer='mamba'"),
+        ({"mixer": "retention", "causal": False}, "causal=False: mixer 'retention' is always causal"),
+        ({"mixer": "mamba", "causal": False}, "causal=False: mixer 'mamba' is always causal"),
+        ({"mixer": "mamba", "intermediate_size": 100}, "group_norm_size 64 must be 0 or divide intermediate_size 100"),
+        ({"mixer": "mamba", "state_size": 15}, "state_size must be even, not 15"),
+        ({"mixer": "mamba", "conv_kernel": 0}, "conv_kernel must be positive"),
+        ({"rope_scale_factor": 0}, "rope_scale_factor must be positive"),
+        ({"patch_order": "sections"}, "needs section_size"),
+        ({"section_size": 7}, "section_size is for patch_order='sections'"),
+        ({"patch_order": "sections", "section_size": 4}, "section_size 4 must divide the 14 patches"),
     ],
 )
 def test_a_wrong_field_is_named(fields, message):
@@ -71,3 +81,19 @@ def test_a_saved_config_comes_back_equal(tmp_path):
     assert loaded.to_dict() == config.to_dict()
     assert loaded.tie_word_embeddings
     assert DefocusVisionConfig.from_pretrained(tmp_path).decay == "fixed"
+
+
+@pytest.mark.parametrize(("mixer", "decay"), [("attention", "learnable"), ("retention", "learnable")])
+def test_the_decay_left_open_is_the_mixers_own(mixer, decay):
+    assert DefocusVisionConfig(mixer=mixer).decay == decay
+    assert DefocusVisionConfig(mixer="mamba").decay == "data_dependent"
+
+
+@pytest.mark.parametrize(
+    ("size", "new_size", "delta_scale", "rope_scale"), [(192, 384, 2.0, 4.0), (224, 1024, 4.57, 20.9)]
+)
+def test_another_resolution_follows_the_released_rule(size, new_size, delta_scale, rope_scale):
+    config = DefocusVisionConfig.from_preset("defocus_mamba_base", image_size=size).for_image_size(new_size)
+    assert (config.image_size, config.mixer) == (new_size, "mamba")
+    assert config.delta_scale_factor == pytest.approx(delta_scale, rel=1e-3)
+    assert config.rope_scale_factor == pytest.approx(rope_scale, rel=1e-3)

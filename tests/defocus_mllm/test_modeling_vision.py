@@ -11,8 +11,12 @@ from defocus_mllm.modeling_defocus_vision import classification_loss
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
+MIXERS = ("attention", "retention", "mamba")
+
+
 def build_config(**fields):
-    return DefocusVisionConfig(**{"image_size": 32, "patch_size": 8, **SIZES, **fields})
+    mamba = {"state_size": 4, "time_step_rank": 3, "group_norm_size": 16}
+    return DefocusVisionConfig(**{"image_size": 32, "patch_size": 8, **SIZES, **mamba, **fields})
 
 
 def test_shapes_order_and_pooling():
@@ -23,8 +27,9 @@ def test_shapes_order_and_pooling():
     assert len(output.hidden_states) == config.num_hidden_layers + 1
 
 
-def test_a_later_patch_changes_no_earlier_output_and_only_the_tail_has_seen_all():
-    model = DefocusVisionModel(build_config(num_registers=1)).eval()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_later_patch_changes_no_earlier_output_and_only_the_tail_has_seen_all(mixer):
+    model = DefocusVisionModel(build_config(mixer=mixer, num_registers=1)).eval()
     pixels = torch.randn(1, 3, 32, 32)
     changed = pixels.clone()
     changed[:, :, 8:16, 16:24] += 1  # row 1, column 2: patch 6
@@ -46,8 +51,11 @@ def test_another_image_size_is_refused():
         DefocusVisionModel(build_config())(torch.randn(1, 3, 32, 40))
 
 
-def test_every_parameter_learns():
-    model = DefocusForImageClassification(build_config(num_labels=3, num_registers=2))
+@pytest.mark.parametrize("head_type", ["linear", "mlp"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_parameter_learns(mixer, head_type):
+    config = build_config(mixer=mixer, head_type=head_type, num_labels=3, num_registers=2)
+    model = DefocusForImageClassification(config)
     model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
