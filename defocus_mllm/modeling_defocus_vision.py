@@ -204,7 +204,8 @@ class DefocusImageClassifierOutput(ModelOutput):
         logits: main head on the class token, (batch, num_labels).
         main_loss, aux_loss: the two parts, scalars.
         aux_logits: auxiliary head, (batch, num_labels) "pooled" or (batch, patches, num_labels) "per_token".
-        hidden_states: one (batch, tokens, hidden) per block if asked for.
+        hidden_states: if asked for, (batch, tokens, hidden) before the first block, after every block but the last, and
+            after the final norm.
     """
 
     loss: torch.Tensor | None = None

@@ -84,10 +84,10 @@ INLINE void run_back(int64_t tokens, int64_t channels, int64_t states, const flo
 }
 
 /* One image, backward; `scratch` holds what `scratch_size` says. */
-INLINE void back_image(float *scratch, int64_t tokens, int64_t channels, int64_t states, const float *x, const float *delta,
-                      const float *decay_delta, const float *A, const float *B, const float *C, const float *initial,
-                      const float *dy, float *g, float *dx, float *ddelta, float *ddecay, float *dA, float *dB,
-                      float *dC) {
+INLINE void back_image(float *scratch, int64_t tokens, int64_t channels, int64_t states, const float *x,
+                       const float *delta, const float *decay_delta, const float *A, const float *B, const float *C,
+                       const float *initial, const float *dy, float *g, float *dx, float *ddelta, float *ddecay,
+                       float *dA, float *dB, float *dC) {
     int64_t size = channels * states, chunks = (tokens + CHUNK - 1) / CHUNK;
     float *starts = scratch, *state = starts + chunks * size, *kept = state + size, *factors = kept + CHUNK * size;
     memcpy(state, initial, size * sizeof(float));
