@@ -115,7 +115,12 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
+            if module.bias is not None and isinstance(module, nn.Conv2d) and self.config.mixer == "mamba":
+                # As in the release, PyTorch's default. With zeros a black patch would be a token of exactly zero, which
+                # the norms of mamba blocks cannot scale: its gradient explodes.
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+            elif module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
