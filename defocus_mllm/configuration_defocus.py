@@ -6,6 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 # Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
@@ -17,6 +18,7 @@ _KEYS_OF_TRANSFORMERS = frozenset(
 # Where each Auto class finds its class in a checkpoint that carries its own code.
 _VISION_AUTO_MAP = {
     "AutoConfig": "configuration_defocus.DefocusVisionConfig",
+    "AutoBackbone": "modeling_defocus_backbone.DefocusBackbone",
     "AutoModel": "modeling_defocus_vision.DefocusVisionModel",
     "AutoModelForImageClassification": "modeling_defocus_vision.DefocusForImageClassification",
 }
@@ -26,6 +28,9 @@ _AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_defocus.DefocusForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_defocus.DefocusForConditionalGeneration",
 }
+
+# The feature pyramid of `DefocusBackbone`, by the release's names: maps of cells of 1/4, 1/2, 1 and 2 patches' width.
+PYRAMID_LEVELS = ("fpn1", "fpn2", "fpn3", "fpn4")
 
 # What all released De-focus Mamba encoders share (classification/utils/config.py and the YAML files of the release).
 _RELEASED_MAMBA: dict[str, Any] = {
@@ -96,7 +101,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
+def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
     """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored)."""
     for name in extras:
         if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
@@ -107,11 +112,14 @@ def _refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> 
 
 
 @strict
-class DefocusVisionConfig(PreTrainedConfig):
+class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the 1D causal vision encoder; the defaults are De-focus ViT-Base (paper, section 5.1).
 
     `decay` and `rotary` reduce an encoder to its plain counterpart: with "none" for both, or for a plain Mamba with
     `rotary="none"`. Every row of the paper's Table 5a is one pair of values with `mixer="mamba"`.
+
+    `out_features` (or `out_indices`) names the maps that `DefocusBackbone` returns, out of `stage_names`; unless given,
+    the whole feature pyramid. None, as everywhere in Transformers, is the last stage.
 
     Raises:
         ValueError: a field is unknown.
@@ -180,11 +188,16 @@ class DefocusVisionConfig(PreTrainedConfig):
     """Epsilon of every layer norm."""
     rms_norm_eps: float = 1e-5
     """Mamba: epsilon of the norm before every mixer."""
+    fpn_channels: int = 256
+    """Channels of the maps of `DefocusBackbone`'s feature pyramid."""
     initializer_range: float | int = 0.02
     """Standard deviation of the truncated normal that initialises weights."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown_fields(self, kwargs)
+        stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        refuse_unknown_fields(self, kwargs)
+        stages = stages or {"out_features": list(PYRAMID_LEVELS)}
+        self.set_output_features_output_indices(stages.get("out_features"), stages.get("out_indices"))
         if self.decay is None:
             self.decay = "data_dependent" if self.mixer == "mamba" else "learnable"
         super().__post_init__(**{"auto_map": dict(_VISION_AUTO_MAP), **kwargs})
@@ -193,7 +206,7 @@ class DefocusVisionConfig(PreTrainedConfig):
         """Called by the strict dataclass once all fields are set."""
         for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "patch_size"):
             _require(getattr(self, name) >= 1, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("num_channels", "delta_scale_factor", "rope_scale_factor"):
+        for name in ("num_channels", "fpn_channels", "delta_scale_factor", "rope_scale_factor"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         _require(self.num_registers >= 0, f"num_registers must not be negative, not {self.num_registers}")
         _require(self.hidden_act in ACT2FN, f"hidden_act {self.hidden_act!r} is unknown; there are {', '.join(ACT2FN)}")
@@ -252,6 +265,11 @@ class DefocusVisionConfig(PreTrainedConfig):
             size == 0 or (size > 0 and self.intermediate_size % size == 0),
             f"group_norm_size {size} must be 0 or divide intermediate_size {self.intermediate_size}",
         )
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What `DefocusBackbone` can return: the embedded patches, the maps after every block, the feature pyramid."""
+        return ["stem", *(f"stage{depth}" for depth in range(1, self.num_hidden_layers + 1)), *PYRAMID_LEVELS]
 
     @property
     def num_patches(self) -> int:
@@ -314,7 +332,7 @@ class DefocusConfig(PreTrainedConfig):
     """Whether the output layer is the input embedding; follows `text_config` when that ties them."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_unknown_fields(self, kwargs)
+        refuse_unknown_fields(self, kwargs)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True

@@ -1,7 +1,7 @@
 """The De-focus vision encoder: an image read as one causal sequence of patches, left to right, top to bottom."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,11 @@ from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .mixers_defocus import MIXERS, DefocusMamba
+
+if TYPE_CHECKING:
+    # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
+    # every encoder, where AutoBackbone looks for it.
+    from .modeling_defocus_backbone import DefocusBackbone  # noqa: F401
 
 
 class DefocusDropPath(nn.Module):

@@ -1,24 +1,33 @@
-"""The Python in the README runs as it stands."""
+"""The Python in the README and the guides runs as it stands."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def python_block(containing: str) -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (block,) = (block for block in blocks if containing in block)
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def python_block(containing: str, page: str = "README.md") -> str:
+    (block,) = (block for block in python_blocks(page) if containing in block)
     return block
 
 
-def run(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+def run(block: str, page: str = "README.md") -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "documentation"}
+    exec(compile(block, page, "exec"), names)
+    return names
 
 
 def test_a_trained_model_answers(
@@ -41,3 +50,23 @@ def test_the_encoder_is_causal_as_shown(capsys: pytest.CaptureFixture[str]) -> N
     upper_half, class_token = (float(value) for value in re.findall(r"tensor\(([^)]*)\)", capsys.readouterr().out))
     assert upper_half == 0
     assert class_token > 1e-3
+
+
+def test_every_example_of_the_dense_guide_uses_the_trained_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = DefocusForImageClassification(DefocusVisionConfig.from_preset("defocus_vit_tiny", num_labels=3))
+    classifier.save_pretrained(tmp_path / "outputs" / "quickstart" / "stage0_vision")
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks("docs/dense.md")
+    assert len(blocks) == 3
+    for block in blocks:
+        names = run(block, "docs/dense.md")
+        trained = names["backbone"].encoder.embeddings.patch_embed.weight
+        distance = (trained - classifier.encoder.embeddings.patch_embed.weight).abs().max()
+        if "loss" in names:
+            assert names["loss"].isfinite()
+            assert 0 < distance < 2e-4, "one step of AdamW with a rate of 1e-4"
+        else:
+            assert distance == 0
+            assert names["backbone"].config.rope_scale_factor == 4

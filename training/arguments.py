@@ -46,6 +46,8 @@ class CommonArguments:
     """Where the cosine ends."""
     warmup_ratio: float = 0.03
     """Share of the steps in which the learning rate rises linearly from 0."""
+    warmup_steps: int = 0
+    """If positive: the number of these steps, instead of warmup_ratio."""
     weight_decay: float = 0.0
     """AdamW weight decay; vectors, biases and the band-pass filter's parameters never get any."""
     max_grad_norm: float = 1.0
@@ -54,6 +56,8 @@ class CommonArguments:
     """First moment's decay."""
     adam_beta2: float = 0.999
     """Second moment's decay."""
+    adam_epsilon: float = 1e-8
+    """What AdamW adds to the root of the second moment before dividing by it."""
     ema_decay: float = 0.0
     """If positive: an exponential moving average of the parameters is kept and is what the run ends with."""
     ema_warmup: bool = True
@@ -77,15 +81,15 @@ class CommonArguments:
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "output_dir: required, the folder of this run")
-        for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps"):
+        for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps", "adam_epsilon"):
             require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
         for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "save_steps", "save_total_limit", "seed"):
             require(getattr(self, name) >= 0, f"{name}: must not be negative, got {getattr(self, name)}")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"{name}: must lie in [0, 1), got {getattr(self, name)}")
         require(self.max_steps == -1 or self.max_steps > 0, f"max_steps: must be -1 or positive, got {self.max_steps}")
-        require(self.dataloader_num_workers >= 0, "dataloader_num_workers: must not be negative")
-        require(self.per_device_batch_size >= 0, "per_device_batch_size: must not be negative")
+        for name in ("dataloader_num_workers", "per_device_batch_size", "warmup_steps"):
+            require(getattr(self, name) >= 0, f"{name}: must not be negative, got {getattr(self, name)}")
         require(
             self.min_learning_rate <= self.learning_rate,
             f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}",
@@ -96,8 +100,8 @@ class CommonArguments:
 class Stage0VisionArguments(CommonArguments, AugmentationArguments):
     """Stage 0, vision: the encoder learns to classify images (main and auxiliary loss, scheduled drop path)."""
 
-    task: Literal["classification", "language"] = "classification"
-    """Which half of stage 0 this is."""
+    task: Literal["classification", "contrastive", "language"] = "classification"
+    """Which part of stage 0 this is."""
     data: str = ""
     """Labelled images: metadata.jsonl, a Parquet file (or a glob or folder of them), or a folder of class folders."""
     image_column: str = "image"
@@ -133,7 +137,7 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.task == "classification", "task: this is the classification half of stage 0")
+        require(self.task == "classification", "task: this is the classification part of stage 0")
         require(bool(self.data), "data: required, a file or folder of labelled images")
         for name in ("image_cache_megabytes", "validation_steps"):
             require(getattr(self, name) >= 0, f"{name}: must not be negative, got {getattr(self, name)}")
@@ -152,11 +156,65 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments):
 
 
 @dataclass
+class Stage0ContrastiveArguments(CommonArguments):
+    """Stage 0, contrastive: the encoder learns to tell which text belongs to an image (CLIP)."""
+
+    task: Literal["classification", "contrastive", "language"] = "contrastive"
+    """Which part of stage 0 this is."""
+    data: str = ""
+    """Images with a text each: metadata.jsonl, or a Parquet file (or a glob or folder of them)."""
+    image_column: str = ""
+    """Field of the images; empty: "image" or, where images are files, "file_name"."""
+    text_column: str = ""
+    """Field of the texts; empty: "text" or "caption"."""
+    image_cache_megabytes: int = 1024
+    """Memory a process takes to keep the images of a data set decoded, at the encoder's size, 8 bits a value."""
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
+    check_images: int = 10_000
+    """Images decoded before training, evenly spaced (all, if they fit the cache); a corrupt one later stops the run."""
+    vision_config: JsonDict = field(default_factory=JsonDict)
+    """Fields of DefocusVisionConfig; "preset" names a preset they override."""
+    min_drop_path_rate: float = 0.0
+    """Drop path rate of the deepest block in the first epoch; grows linearly from epoch to epoch."""
+    drop_path_rate: float = 0.0
+    """Drop path rate of the deepest block in the last epoch."""
+    text_config: JsonDict = field(default_factory=lambda: JsonDict({"model_type": "clip_text_model"}))
+    """Configuration of the text encoder, "clip_text_model" or any decoder-only model: "model_type" and its fields."""
+    tokenizer: str = ""
+    """Folder of a trained tokenizer; empty: one is trained on the texts."""
+    vocab_size: int = 0
+    """Size of the vocabulary of a tokenizer trained here."""
+    max_length: int = 77
+    """Longest text in tokens, its begin and end included; what is beyond is cut off and counted."""
+    projection_dim: int = 512
+    """Width of the embeddings in which images and texts are compared."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.task == "contrastive", "task: this is the contrastive part of stage 0")
+        require(bool(self.data), "data: required, a file or folder of images with texts")
+        require(bool(self.tokenizer) or self.vocab_size > 0, "vocab_size: required unless `tokenizer` names a folder")
+        require(
+            not (self.tokenizer and self.vocab_size),
+            "vocab_size: a tokenizer is given, which has its own vocabulary; leave one of the two out",
+        )
+        require("model_type" in self.text_config, 'text_config: "model_type" is missing, for example "clip_text_model"')
+        require(self.max_length > 2, f"max_length: must be above 2 (begin and end), got {self.max_length}")
+        require(self.image_cache_megabytes >= 0, "image_cache_megabytes: must not be negative")
+        require(
+            0 <= self.min_drop_path_rate <= self.drop_path_rate < 1,
+            "drop_path_rate: 0 <= min_drop_path_rate <= drop_path_rate < 1 is needed, got "
+            f"{self.min_drop_path_rate} and {self.drop_path_rate}",
+        )
+
+
+@dataclass
 class Stage0LanguageArguments(CommonArguments):
     """Stage 0, language: a small language model learns its first words where no pre-trained one is given."""
 
-    task: Literal["classification", "language"] = "language"
-    """Which half of stage 0 this is."""
+    task: Literal["classification", "contrastive", "language"] = "language"
+    """Which part of stage 0 this is."""
     text: str = ""
     """UTF-8 text, one sample a line; or conversations without images (.json, .jsonl), rendered by the chat template."""
     tokenizer: str = ""
@@ -170,7 +228,7 @@ class Stage0LanguageArguments(CommonArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.task == "language", "task: this is the language half of stage 0")
+        require(self.task == "language", "task: this is the language part of stage 0")
         require(bool(self.text), "text: required, a text file with one sample a line, or conversations")
         require(bool(self.tokenizer) or self.vocab_size > 0, "vocab_size: required unless `tokenizer` names a folder")
         require(
@@ -302,6 +360,7 @@ class EvidenceArguments:
 
 
 SECTIONS: dict[str, type] = {
+    "stage0_contrastive": Stage0ContrastiveArguments,
     "stage0_language": Stage0LanguageArguments,
     "stage0_vision": Stage0VisionArguments,
     "stage1": Stage1Arguments,

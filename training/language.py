@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def build_language(arguments: Stage0LanguageArguments) -> Stage:
                 f"{arguments.text}: {name} has {len(example['input_ids'])} tokens, more than max_length "
                 f"{arguments.max_length}; split it or raise max_length"
             )
-    model = AutoModelForCausalLM.from_config(language_config(arguments, tokenizer))
+    model = AutoModelForCausalLM.from_config(language_config(arguments.text_config, tokenizer))
 
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
         return pad_examples([examples[key.sample] for key in keys], tokenizer.pad_token_id)
@@ -105,12 +105,12 @@ def _text_processor(tokenizer: Any) -> DefocusProcessor:
     return DefocusProcessor(DefocusImageProcessor(), tokenizer)
 
 
-def language_config(arguments: Stage0LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def language_config(text_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """The configuration `text_config` describes, with the tokenizer's vocabulary and special tokens.
 
     Raises `ValueError` naming a field that this kind of model does not have.
     """
-    fields = dict(arguments.text_config)
+    fields = dict(text_config)
     kind = fields.pop("model_type")
     try:
         valid = AutoConfig.for_model(kind).to_dict()

@@ -50,7 +50,7 @@ class Stage:
     """What a stage gives to the loop; everything else is the same for all."""
 
     name: str
-    """`stage0_vision`, `stage0_language`, `stage1` or `stage2`."""
+    """Its section of a recipe, such as `stage0_vision`."""
     model: nn.Module
     companions: list[Savable]
     """Saved beside the model: its processor, image processor or tokenizer."""
@@ -127,7 +127,7 @@ class TrainingLoop:
         )
         self.total_steps = self.plan.total_steps(arguments.num_train_epochs, arguments.max_steps)
         self.num_epochs = int(self.plan.epoch_at(self.total_steps - 1)) + 1
-        self.warmup_steps = math.ceil(arguments.warmup_ratio * self.total_steps)
+        self.warmup_steps = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * self.total_steps)
         self.output_dir = Path(arguments.output_dir)
         self.metrics = MetricsFile(self.output_dir)
         self.model: nn.Module = stage.model
@@ -143,9 +143,8 @@ class TrainingLoop:
             for group in self.freeze.optimizer_groups
         ]
         self.stage.model.to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(
-            groups, lr=arguments.learning_rate, betas=(arguments.adam_beta1, arguments.adam_beta2), fused=True
-        )
+        betas = (arguments.adam_beta1, arguments.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, arguments.learning_rate, betas, arguments.adam_epsilon, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.average = [p.detach().clone() for p in self.parameters] if arguments.ema_decay > 0 else []

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ class _LabelledFile:
 class FilePictures:
     """Pictures in files; messages call them by their record, `metadata.jsonl[12]`."""
 
-    def __init__(self, files: list[_LabelledFile]) -> None:
-        self._paths = [file.path for file in files]
-        self._records = [file.record for file in files]
+    def __init__(self, paths: Sequence[str], records: Sequence[str]) -> None:
+        self._paths = paths
+        self._records = records
 
     def name(self, index: int) -> str:
         """The record, as messages call it."""
@@ -66,9 +67,9 @@ def read_metadata(path: Path, on_bad_sample: str) -> LabelledData:
     usable = [file for file in files if os.path.isfile(file.path)] if missing else files
     if not usable:
         raise ValueError(f"{path} holds no usable picture: {'; '.join((problems + missing)[:NAMED_IN_MESSAGE])}")
-    values = [file.label for file in usable]
+    values, record_names = [file.label for file in usable], [file.record for file in usable]
     if kind == "label":
-        labels, names = number_classes(values, [file.record for file in usable], str(path))
+        labels, names = number_classes(values, record_names, str(path))
     else:
         labels, names = number_attributes(values)
     report = {
@@ -78,7 +79,7 @@ def read_metadata(path: Path, on_bad_sample: str) -> LabelledData:
         "left_out": {"bad record": problems, "image missing": missing},
         "label_counts": count_labels(labels, names),
     }
-    return LabelledData(FilePictures(usable), labels, names, report)
+    return LabelledData(FilePictures([file.path for file in usable], record_names), labels, names, report)
 
 
 def _label_key(first: dict[str, Any], path: Path) -> str:
@@ -89,14 +90,20 @@ def _label_key(first: dict[str, Any], path: Path) -> str:
     return keys[0]
 
 
-def _check_record(record: dict[str, Any], name: str, path: Path, kind: str, attributes: list[str]) -> _LabelledFile:
-    file_name = record.get("file_name")
+def picture_path(record: dict[str, Any], key: str, name: str, folder: Path) -> str:
+    """The picture that `record[key]` names, relative to `folder`; `ValueError` naming the record if it lies outside."""
+    file_name = record.get(key)
     if not isinstance(file_name, str) or not file_name:
-        raise ValueError(f'{name}: "file_name" must be a path, not {file_name!r}')
-    root = os.path.abspath(path.parent)
-    image = os.path.normpath(os.path.join(root, file_name))
-    if os.path.commonpath([root, image]) != root:
+        raise ValueError(f'{name}: "{key}" must be a path, not {file_name!r}')
+    root = os.path.abspath(folder)
+    picture = os.path.normpath(os.path.join(root, file_name))
+    if os.path.commonpath([root, picture]) != root:
         raise ValueError(f"{name}: {file_name!r} lies outside {root}; move it there")
+    return picture
+
+
+def _check_record(record: dict[str, Any], name: str, path: Path, kind: str, attributes: list[str]) -> _LabelledFile:
+    image = picture_path(record, "file_name", name, path.parent)
     if kind not in record:
         raise ValueError(f'{name}: lacks "{kind}", which the first record has')
     label = record[kind]

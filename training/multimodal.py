@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from transformers import (
 )
 
 from defocus_mllm import (
+    DefocusCLIPConfig,
+    DefocusCLIPModel,
     DefocusConfig,
     DefocusForConditionalGeneration,
     DefocusImageProcessor,
@@ -60,7 +64,7 @@ def load_or_compose(arguments: MultimodalArguments) -> Multimodal:
 
 def compose(arguments: MultimodalArguments) -> Multimodal:
     """Put an encoder and a causal language model together; only the projector between them is new."""
-    vision = load_strictly(DefocusVisionModel, arguments.vision_model, "vision_model")
+    vision = load_encoder(arguments.vision_model)
     language = load_strictly(AutoModelForCausalLM, arguments.language_model, "language_model")
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
     tokenizer.padding_side = "left"  # what generation needs, and what is saved; training pads on the right by itself
@@ -81,6 +85,18 @@ def compose(arguments: MultimodalArguments) -> Multimodal:
     image_processor = DefocusImageProcessor.from_pretrained(arguments.vision_model)
     processor = DefocusProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
     return Multimodal(model, processor, notes)
+
+
+def load_encoder(folder: str) -> DefocusVisionModel:
+    """The encoder in `folder`: saved alone, with classification heads, or as a part of a contrastive model.
+
+    Raises `FileNotFoundError` or `CheckpointError`.
+    """
+    config = Path(folder) / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if kind == DefocusCLIPConfig.model_type:
+        return load_strictly(DefocusCLIPModel, folder, "vision_model").vision_model
+    return load_strictly(DefocusVisionModel, folder, "vision_model")
 
 
 def check_head(model: DefocusForConditionalGeneration, language: PreTrainedModel) -> None:

@@ -102,25 +102,23 @@ def arguments_as_dict(arguments: Any) -> dict[str, Any]:
 def changed_arguments(recorded: Mapping[str, Any], arguments: Any) -> list[str]:
     """`field: old -> new` for every argument that changes what is learned; empty when the run is the same.
 
-    A field that is younger than the record had the effect of its default.
+    A field that is younger than the recorded run had its default's effect then.
     """
     current = arguments_as_dict(arguments)
-    before = {**_defaults(arguments), **recorded}
-    names = sorted((set(before) | set(current)) - MAY_DIFFER)
+    then = {**_defaults(arguments), **recorded}
+    names = sorted((set(then) | set(current)) - MAY_DIFFER)
     return [
-        f"{name}: {json.dumps(before.get(name))} -> {json.dumps(current.get(name))}"
+        f"{name}: {json.dumps(then.get(name))} -> {json.dumps(current.get(name))}"
         for name in names
-        if before.get(name) != current.get(name)
+        if then.get(name) != current.get(name)
     ]
 
 
 def _defaults(arguments: Any) -> dict[str, Any]:
-    """Field -> its default as `run.json` would store it."""
-    values = {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(arguments)
-    }
-    return json.loads(json.dumps(values, default=str))
+    fields = dataclasses.fields(arguments)
+    plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    made = {field.name: field.default_factory() for field in fields if field.default_factory is not dataclasses.MISSING}
+    return plain | made
 
 
 def fingerprints(paths: Mapping[str, str | Path | None]) -> dict[str, str]:

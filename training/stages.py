@@ -126,6 +126,8 @@ def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
         f"{accelerator.device}, mixed precision {arguments.mixed_precision}, {torch.get_num_threads()} thread(s); "
         f"weights, gradients and optimizer take {megabytes:,.0f} MiB, activations come on top",
     ]
+    if loop.warmup_steps >= loop.total_steps:
+        lines.append("warning: the warm-up is as long as the run, so learning_rate is reached at its end or not at all")
     if plan.num_samples < plan.global_batch_size:
         lines.append("warning: fewer samples than a global batch: each step sees samples more than once")
     if stage.sample_text:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import nn
 
 from defocus_mllm import DefocusForImageClassification, DefocusImageProcessor, DefocusVisionConfig
-from training.arguments import Stage0VisionArguments
+from training.arguments import Stage0ContrastiveArguments, Stage0VisionArguments
 from training.augmented_batches import AugmentedBatches
 from training.labelled_images import LabelledImageDataset, format_report, load_labelled_images
 from training.labels import check_same_labels
@@ -117,7 +117,7 @@ def build_validation(
     return validate, lines, {"validation_report": dataset.report, "validation_left_out": left_out}
 
 
-def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
+def vision_config(arguments: Stage0VisionArguments | Stage0ContrastiveArguments) -> DefocusVisionConfig:
     """The encoder's configuration: a preset's or a checkpoint's fields, overridden by the recipe's.
 
     Raises `ValueError` for a drop path rate in `vision_config`, which the arguments of the same name would override.
@@ -127,7 +127,7 @@ def vision_config(arguments: Stage0VisionArguments) -> DefocusVisionConfig:
         if name in arguments.vision_config:
             raise ValueError(f"vision_config: {name} is a field of the stage itself; move it out of vision_config")
     fields = {**arguments.vision_config, **schedule}
-    if arguments.model:
+    if isinstance(arguments, Stage0VisionArguments) and arguments.model:
         return starting_config(arguments.model, fields)
     preset = fields.pop("preset", None)
     return DefocusVisionConfig.from_preset(preset, **fields) if preset else DefocusVisionConfig(**fields)
@@ -142,7 +142,9 @@ def build_image_processor(arguments: Stage0VisionArguments, image_size: int) -> 
     return DefocusImageProcessor(**{"size": size, **given})
 
 
-def drop_path_rate_at(epoch: int, num_epochs: int, arguments: Stage0VisionArguments) -> float:
+def drop_path_rate_at(
+    epoch: int, num_epochs: int, arguments: Stage0VisionArguments | Stage0ContrastiveArguments
+) -> float:
     """Rate of the deepest block in an epoch: linear from the minimum in the first to the maximum in the last epoch.
 
     Source: De-focus Attention Networks, the released training loop (constant inside an epoch).

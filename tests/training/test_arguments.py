@@ -152,6 +152,7 @@ def test_help_shows_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_our_recipes_are_valid(recipe: Path) -> None:
     inputs = {
+        "stage0_contrastive": ["--data", "d", "--tokenizer", "t"],
         "stage0_language": ["--text", "t"],
         "stage0_vision": ["--data", "d"],
         "stage1": ["--data", "d", "--vision_model", "v", "--language_model", "l"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ def test_finished_run_is_not_overwritten(finished: tuple[Path, Path, str], extra
     data, runs, _ = finished
     with pytest.raises(ValueError, match=message):
         run("stage2", data, runs, *extra)
+
+
+def test_run_from_before_a_field_existed_is_recognised(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    data, runs, _ = finished
+    folder = shutil.copytree(runs / "stage2", tmp_path / "old")
+    record = json.loads((folder / "run.json").read_text())
+    del record["arguments"]["warmup_steps"]
+    (folder / "run.json").write_text(json.dumps(record))
+    run("stage2", data, runs, "--output_dir", str(folder))  # complete, nothing to do
+    with pytest.raises(ValueError, match="differs in warmup_steps: 0 -> 2"):
+        run("stage2", data, runs, "--output_dir", str(folder), "--warmup_steps", "2")
 
 
 def test_foreign_folder_is_not_written_to(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
