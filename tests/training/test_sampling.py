@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.sampling import BatchPlan, SampleKey, epoch_permutation, mix_seed
 
 
+@settings(deadline=None)
 @given(num_samples=st.integers(1, 40), repeats=st.integers(1, 4), seed=st.integers(0, 100))
 def test_an_epoch_keeps_its_length_and_repeats_each_sample(num_samples: int, repeats: int, seed: int) -> None:
     plan = BatchPlan(num_samples, num_samples, num_samples, 1, seed, repeats)
