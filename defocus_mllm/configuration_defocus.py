@@ -176,6 +176,8 @@ class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     """Patches row by row, or square sections row by row with the patches of a section row by row inside it."""
     section_size: int = 0
     """Height and width of a section, in patches (for `patch_order="sections"`)."""
+    context_broadcasting: Literal["none", "mean", "scaled"] = "none"
+    """Attention and retention: what a block's feed-forward layer adds of the mean token, see arXiv 2210.08457."""
     drop_path_rate: float | int = 0.0
     """Drop path rate of the last block (the first has 0, linear in between); the end of the training schedule."""
     min_drop_path_rate: float | int = 0.0
@@ -254,6 +256,10 @@ class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_mamba(self) -> None:
         _require(self.causal, "causal=False: mixer 'mamba' is always causal")
+        _require(
+            self.context_broadcasting == "none",
+            "context_broadcasting follows a feed-forward layer, which blocks with mixer 'mamba' do not have",
+        )
         for name in ("state_size", "time_step_rank", "conv_kernel"):
             _require(getattr(self, name) >= 1, f"{name} must be positive, not {getattr(self, name)}")
         _require(

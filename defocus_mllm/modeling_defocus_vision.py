@@ -40,17 +40,44 @@ class DefocusDropPath(nn.Module):
         return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
 
 
+class DefocusContextBroadcasting(nn.Module):
+    """Adds the mean token to every token: (x + mean) / 2 ("mean"), or x + scale * mean with a learned scale ("scaled").
+
+    In a causal encoder the mean is over the tokens so far, which at the class token is the mean over all. The scale of
+    a channel starts at 0, that is at no broadcasting.
+    Source: Context Broadcasting (arXiv 2210.08457), which has only the mean over all tokens; the causal one is ours.
+    """
+
+    def __init__(self, config: DefocusVisionConfig) -> None:
+        super().__init__()
+        self.causal = config.causal
+        scaled = config.context_broadcasting == "scaled"
+        self.scale = nn.Parameter(torch.zeros(config.hidden_size)) if scaled else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = at_least_float32(hidden_states)
+        if self.causal:
+            count = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
+            mean = tokens.cumsum(dim=1) / count[:, None]
+        else:
+            mean = tokens.mean(dim=1, keepdim=True)
+        tokens = (tokens + mean) / 2 if self.scale is None else tokens + self.scale * mean
+        return tokens.to(hidden_states.dtype)
+
+
 class DefocusMLP(nn.Module):
-    """The feed-forward layer of a block."""
+    """The feed-forward layer of a block, followed by context broadcasting if the configuration has it."""
 
     def __init__(self, config: DefocusVisionConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.broadcast = None if config.context_broadcasting == "none" else DefocusContextBroadcasting(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden_states = self.fc2(self.activation(self.fc1(hidden_states)))
+        return hidden_states if self.broadcast is None else self.broadcast(hidden_states)
 
 
 class DefocusLayer(GradientCheckpointingLayer):
@@ -115,9 +142,13 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None and isinstance(module, nn.Conv2d) and self.config.mixer == "mamba":
-                # As in the release, PyTorch's default. With zeros a black patch would be a token of exactly zero, which
-                # the norms of mamba blocks cannot scale: its gradient explodes.
+            if (
+                module.bias is not None
+                and isinstance(module, nn.Conv2d)
+                and not self.config.use_absolute_position_embeddings
+            ):
+                # As in the release, PyTorch's default. With zeros a black patch would be a token of exactly zero,
+                # which no norm can scale: its gradient explodes.
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
             elif module.bias is not None:
@@ -127,6 +158,8 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, DefocusRMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, DefocusContextBroadcasting) and module.scale is not None:
+            init.zeros_(module.scale)
         elif isinstance(module, DefocusBandPass | DefocusMamba):
             module.reset_parameters()
         elif isinstance(module, DefocusEmbeddings):

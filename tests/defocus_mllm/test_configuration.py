@@ -27,6 +27,7 @@ from defocus_mllm.console import USER_ERRORS
         ({"mixer": "mamba", "intermediate_size": 100}, "group_norm_size 64 must be 0 or divide intermediate_size 100"),
         ({"mixer": "mamba", "state_size": 15}, "state_size must be even, not 15"),
         ({"mixer": "mamba", "conv_kernel": 0}, "conv_kernel must be positive"),
+        ({"mixer": "mamba", "context_broadcasting": "mean"}, "context_broadcasting follows a feed-forward layer"),
         ({"rope_scale_factor": 0}, "rope_scale_factor must be positive"),
         ({"patch_order": "sections"}, "needs section_size"),
         ({"section_size": 7}, "section_size is for patch_order='sections'"),

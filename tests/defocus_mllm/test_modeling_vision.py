@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
 from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig, DefocusVisionModel
-from defocus_mllm.modeling_defocus_vision import classification_loss
+from defocus_mllm.modeling_defocus_vision import DefocusContextBroadcasting, classification_loss
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -58,6 +58,29 @@ def test_every_parameter_learns(mixer, head_type):
     model = DefocusForImageClassification(config)
     model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_context_broadcasting_adds_the_mean_token(causal):
+    tokens = torch.randn(2, 5, 32, dtype=torch.float64)
+    plain = DefocusContextBroadcasting(build_config(causal=causal, context_broadcasting="mean"))(tokens)
+    scaled = DefocusContextBroadcasting(build_config(causal=causal, context_broadcasting="scaled")).double()
+    assert torch.equal(scaled(tokens), tokens), "it starts without"
+    torch.nn.init.normal_(scaled.scale)
+    for t in range(5):
+        mean = tokens[:, : t + 1 if causal else 5].mean(dim=1)
+        torch.testing.assert_close(plain[:, t], (tokens[:, t] + mean) / 2)
+        torch.testing.assert_close(scaled(tokens)[:, t], tokens[:, t] + scaled.scale * mean)
+
+
+def test_context_broadcasting_keeps_the_encoder_causal():
+    model = DefocusVisionModel(build_config(context_broadcasting="mean")).eval()
+    pixels = torch.randn(1, 3, 32, 32)
+    changed = pixels.clone()
+    changed[:, :, -8:, -8:] += 1
+    before, after = model(pixels).last_hidden_state, model(changed).last_hidden_state
+    assert torch.equal(before[:, :15], after[:, :15])
+    assert (before != DefocusVisionModel(build_config()).eval()(pixels).last_hidden_state).any()
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
