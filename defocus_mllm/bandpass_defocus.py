@@ -62,29 +62,33 @@ class DefocusBandPass(nn.Module):
         """lambda = -exp(lambda_hat), shape (heads,), negative, in at least float32; None without decay."""
         return None if self.lambda_hat is None else -torch.exp(at_least_float32(self.lambda_hat))
 
-    def decay_factor(self, distance: torch.Tensor) -> torch.Tensor | None:
+    def decay_factor(self, distance: torch.Tensor, scale_factor: float = 1.0) -> torch.Tensor | None:
         """Return e^{lambda |distance|}.
 
         Args:
             distance: t - s, shape (queries, keys), in tokens.
+            scale_factor: divides the distances.
 
         Returns:
             Shape (heads, queries, keys), in at least float32; None without decay.
         """
         decay = self.decay
-        return None if decay is None else torch.exp(decay[:, None, None] * distance.abs().to(decay.dtype))
+        if decay is None:
+            return None
+        return torch.exp(decay[:, None, None] / scale_factor * distance.abs().to(decay.dtype))
 
-    def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor, scale_factor: float = 1.0) -> torch.Tensor:
         """Multiply the pairs of channels (2k, 2k+1) by e^{i theta_k position}; phases are never below float32.
 
         Args:
             hidden_states: (batch, heads, tokens, channels of a head).
             positions: (tokens,), in tokens.
+            scale_factor: divides the positions.
         """
         if self.theta is None:
             return hidden_states
         theta = at_least_float32(self.theta)
-        phase = positions.to(theta.dtype)[:, None] * theta[:, None, :]  # (heads, tokens, pairs)
+        phase = (positions.to(theta.dtype) / scale_factor)[:, None] * theta[:, None, :]  # (heads, tokens, pairs)
         return rotate_pairs(hidden_states, phase.repeat_interleave(2, dim=-1))
 
     def frequency_response(self, omega: torch.Tensor) -> torch.Tensor:

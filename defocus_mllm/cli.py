@@ -2,6 +2,8 @@
 
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png --prompt "what color is the shape?"
+    defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
+    defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
 Answers go to stdout, everything else to stderr, so that a pipe receives the answers only.
@@ -23,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from .configuration_defocus import DefocusConfig
 from .console import run_script
+from .convert_cli import add_convert_arguments, run_convert, run_presets
 from .images import load_image
 from .loading import load_strictly
 
@@ -221,6 +224,11 @@ def build_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help="talk to a trained model about an image", allow_abbrev=False)
     add_chat_arguments(chat)
     chat.set_defaults(run=run_chat)
+    convert = commands.add_parser("convert", help="read a released De-focus Mamba checkpoint", allow_abbrev=False)
+    add_convert_arguments(convert)
+    convert.set_defaults(run=run_convert)
+    presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
+    presets.set_defaults(run=run_presets)
     return parser
 
 

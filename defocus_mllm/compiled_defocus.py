@@ -25,7 +25,10 @@ from .scan_source_defocus import SCAN_SOURCE
 
 logger = logging.get_logger(__name__)
 
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-std=c11", "-shared", "-fPIC")
+# Sums in any order, as vector units need. Not -ffast-math: a library linked with it makes the whole process round
+# subnormal numbers to zero.
+_REORDERING = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+_FLAGS = ("-O3", "-march=native", *_REORDERING, "-std=gnu11", "-shared", "-fPIC")
 
 
 class CompilerError(RuntimeError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,48 @@ def write_json_atomically(path: str | Path, value: Any) -> None:
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def refuse_existing(path: str | Path) -> None:
+    """Raise `FileExistsError` if there is anything at `path`."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; choose another name, or delete it first")
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a place beside `path` to write a new file or folder at; it becomes `path` when the block ends well.
+
+    Whatever goes wrong in the block, `path` does not exist afterwards, nor does anything written for it.
+
+    Raises:
+        FileExistsError: `path` exists; nothing is replaced.
+        DiskFullError: no space is left.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        synchronise_tree(partial)
+        os.replace(partial, path)
+        synchronise_directory(path.parent)
+    except Exception as error:
+        raise explain_write_error(error, path) from error
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def synchronise_tree(path: str | Path) -> None:
+    """`fsync` a file, or every file under a folder and then the folders."""
+    path = Path(path)
+    for entry in [*sorted(path.rglob("*")), path]:
+        if entry.is_dir():
+            synchronise_directory(entry)
+        else:
+            with entry.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
 def synchronise_directory(directory: str | Path) -> None:
     """Ask the file system to remember the directory's entries (a rename is lost by a power cut otherwise)."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -54,11 +98,14 @@ def synchronise_directory(directory: str | Path) -> None:
         os.close(descriptor)
 
 
-def explain_write_error(error: OSError, path: str | Path) -> OSError:
+def explain_write_error(error: BaseException, path: str | Path) -> BaseException:
     """The same error with a sentence a user can act on when the disk is full; any other error unchanged."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = error.errno if isinstance(error, OSError) else None
+    if "No space left" in str(error):  # safetensors and torch.save wrap it in errors of their own
+        number = errno.ENOSPC
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(
-            error.errno, f"no space left while writing {path}; nothing older was lost: free some space and start again"
+            number, f"no space left while writing {path}; nothing older was lost: free some space and start again"
         )
     return error
 

@@ -87,7 +87,7 @@ class _HeadMixer(nn.Module):
 
     def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Turn by the phases of `positions`, (tokens,), scaled to the resolution."""
-        return self.band_pass.rotate(hidden_states, positions / self.config.rope_scale_factor)
+        return self.band_pass.rotate(hidden_states, positions, self.config.rope_scale_factor)
 
 
 class DefocusAttention(_HeadMixer):
@@ -126,7 +126,7 @@ class DefocusAttention(_HeadMixer):
 
         distance = positions[:, None] - torch.arange(past + num_tokens, device=hidden_states.device)
         visible = distance >= 0 if self.causal else None
-        factor = self.band_pass.decay_factor(distance / self.config.delta_scale_factor)
+        factor = self.band_pass.decay_factor(distance, self.config.delta_scale_factor)
         mixed = defocus_attention(query, key, value, factor, visible, self.scaling)
         output = self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
         return output, DefocusAttentionState(key, value)
@@ -276,8 +276,9 @@ class DefocusMamba(nn.Module):
         A = None if self.A_log is None else -torch.exp(at_least_float32(self.A_log))
         B, C = at_least_float32(B), at_least_float32(C)
         if self.theta is not None:
-            positions = torch.arange(past, past + inputs.shape[1], device=inputs.device)
-            phase = (positions / config.rope_scale_factor)[:, None] * at_least_float32(self.theta)
+            theta = at_least_float32(self.theta)
+            positions = torch.arange(past, past + inputs.shape[1], device=inputs.device, dtype=theta.dtype)
+            phase = (positions / config.rope_scale_factor)[:, None] * theta
             B, C = rotate_pairs(B, phase), rotate_pairs(C, phase)
         return selective_scan(inputs, delta, decay_delta, A, B, C, initial)
 

@@ -92,7 +92,6 @@ class DefocusBackbone(BackboneMixin, DefocusVisionPreTrainedModel):
     """
 
     has_attentions = False
-    _keys_to_ignore_on_load_unexpected = [r"^head2?\."]  # noqa: RUF012 - the heads of a classifier checkpoint
 
     def __init__(self, config: DefocusVisionConfig) -> None:
         super().__init__(in_sections(config))

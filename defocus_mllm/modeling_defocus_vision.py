@@ -115,7 +115,12 @@ class DefocusVisionPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
+            if module.bias is not None and isinstance(module, nn.Conv2d) and self.config.mixer == "mamba":
+                # As in the release, PyTorch's default. With zeros a black patch would be a token of exactly zero, which
+                # the norms of mamba blocks cannot scale: its gradient explodes.
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+            elif module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -204,7 +209,8 @@ class DefocusImageClassifierOutput(ModelOutput):
         logits: main head on the class token, (batch, num_labels).
         main_loss, aux_loss: the two parts, scalars.
         aux_logits: auxiliary head, (batch, num_labels) "pooled" or (batch, patches, num_labels) "per_token".
-        hidden_states: one (batch, tokens, hidden) per block if asked for.
+        hidden_states: if asked for, (batch, tokens, hidden) before the first block, after every block but the last, and
+            after the final norm.
     """
 
     loss: torch.Tensor | None = None

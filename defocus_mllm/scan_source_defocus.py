@@ -83,14 +83,13 @@ INLINE void run_back(int64_t tokens, int64_t channels, int64_t states, const flo
     }
 }
 
-INLINE int back_image(int64_t tokens, int64_t channels, int64_t states, const float *x, const float *delta,
-                      const float *decay_delta, const float *A, const float *B, const float *C, const float *initial,
-                      const float *dy, float *g, float *dx, float *ddelta, float *ddecay, float *dA, float *dB,
-                      float *dC) {
+/* One image, backward; `scratch` holds what `scratch_size` says. */
+INLINE void back_image(float *scratch, int64_t tokens, int64_t channels, int64_t states, const float *x,
+                       const float *delta, const float *decay_delta, const float *A, const float *B, const float *C,
+                       const float *initial, const float *dy, float *g, float *dx, float *ddelta, float *ddecay,
+                       float *dA, float *dB, float *dC) {
     int64_t size = channels * states, chunks = (tokens + CHUNK - 1) / CHUNK;
-    float *starts = malloc((size_t)(chunks + 1 + 2 * CHUNK) * size * sizeof(float));
-    if (!starts) return 1;
-    float *state = starts + chunks * size, *kept = state + size, *factors = kept + CHUNK * size;
+    float *starts = scratch, *state = starts + chunks * size, *kept = state + size, *factors = kept + CHUNK * size;
     memcpy(state, initial, size * sizeof(float));
     for (int64_t k = 0; k < chunks; k++) {
         int64_t t = k * CHUNK, length = tokens - t < CHUNK ? tokens - t : CHUNK;
@@ -109,8 +108,12 @@ INLINE int back_image(int64_t tokens, int64_t channels, int64_t states, const fl
                  B + t * states, C + t * states, kept, factors, dy + t * channels, g, dx + t * channels,
                  ddelta + t * channels, ddecay + t * channels, dA, dB + t * states, dC + t * states);
     }
-    free(starts);
-    return 0;
+}
+
+/* The states before every chunk, a running state, and for the tokens of a chunk the states and the decays. */
+static size_t scratch_size(int64_t tokens, int64_t channels, int64_t states) {
+    int64_t chunks = (tokens + CHUNK - 1) / CHUNK;
+    return (size_t)(chunks + 1 + 2 * CHUNK) * channels * states * sizeof(float);
 }
 
 /* A constant number of states lets the compiler unroll and keep them in registers. */
@@ -142,14 +145,21 @@ int defocus_scan_backward(int64_t batch, int64_t tokens, int64_t channels, int64
                           const float *C, const float *initial, const float *dy, const float *dlast, float *dx,
                           float *ddelta, float *ddecay, float *dA, float *dB, float *dC, float *dinitial) {
     int failed = 0;
-    #pragma omp parallel for num_threads(threads) reduction(|:failed)
-    for (int64_t i = 0; i < batch; i++) {
-        int64_t wide = i * tokens * channels, narrow = i * tokens * states, square = i * channels * states;
-        memcpy(dinitial + square, dlast + square, channels * states * sizeof(float));
-        FOR_STATES(failed |= back_image(tokens, channels, states, x + wide, delta + wide, decay_delta + wide, A,
-                                        B + narrow, C + narrow, initial + square, dy + wide, dinitial + square,
-                                        dx + wide, ddelta + wide, ddecay + wide, dA + square, dB + narrow,
-                                        dC + narrow))
+    #pragma omp parallel num_threads(threads) reduction(|:failed)
+    {
+        /* Once a thread: memory given back and asked for again for every image costs more than the arithmetic. */
+        float *scratch = malloc(scratch_size(tokens, channels, states));
+        failed |= !scratch;
+        #pragma omp for
+        for (int64_t i = 0; i < batch; i++) {
+            if (!scratch) continue;
+            int64_t wide = i * tokens * channels, narrow = i * tokens * states, square = i * channels * states;
+            memcpy(dinitial + square, dlast + square, channels * states * sizeof(float));
+            FOR_STATES(back_image(scratch, tokens, channels, states, x + wide, delta + wide, decay_delta + wide, A,
+                                  B + narrow, C + narrow, initial + square, dy + wide, dinitial + square, dx + wide,
+                                  ddelta + wide, ddecay + wide, dA + square, dB + narrow, dC + narrow))
+        }
+        free(scratch);
     }
     return failed;
 }

@@ -8,7 +8,6 @@ output_dir/checkpoints/step-000123/
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -27,10 +26,10 @@ from defocus_mllm.files import (
     explain_write_error,
     file_sha256,
     synchronise_directory,
+    synchronise_tree,
     write_json_atomically,
 )
 from defocus_mllm.loading import CheckpointError, load_strictly
-from training.files import synchronise_tree
 
 MANIFEST = "manifest.json"
 TRAINING_STATE = "training_state.pt"
@@ -77,7 +76,7 @@ def save_checkpoint(
         os.replace(partial, directory)
         synchronise_directory(directory.parent)
     except BaseException as error:
-        raise _explained(error, directory) from error
+        raise explain_write_error(error, directory) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _limit(directory, save_total_limit)
@@ -105,7 +104,7 @@ def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
             os.replace(path, directory / path.name)
         synchronise_directory(directory)
     except BaseException as error:
-        raise _explained(error, directory) from error
+        raise explain_write_error(error, directory) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -185,15 +184,6 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _explained(error: BaseException, directory: Path) -> BaseException:
-    """The error, or a message to act on when the disk is full; safetensors and torch.save wrap that in their own."""
-    if isinstance(error, OSError):
-        return explain_write_error(error, directory)
-    if "No space left" in str(error):
-        return explain_write_error(OSError(errno.ENOSPC, "No space left on device"), directory)
-    return error
 
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:

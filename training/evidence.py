@@ -96,7 +96,8 @@ class Evidence:
         self.runs = [self._plan(model, seed, shared) for seed in arguments.seeds for model in self.models]
         classes = len(load_labelled_images(arguments.train, DefocusImageProcessor()).label_names)
         self.parameters = {run.model.name: count_parameters(stage_arguments(run), classes) for run in self.runs}
-        check_equal_sizes(self.parameters)
+        if arguments.study == "main":  # in an ablation the parameters of what is taken away go with it
+            check_equal_sizes(self.parameters)
         self.test_fingerprint = fingerprint(arguments.test)
         self.outcomes: dict[str, dict[int, Outcome]] = {model.name: {} for model in self.models}
         for run in self.runs:

@@ -8,19 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from defocus_mllm.files import PARTIAL_PREFIX, combined_sha256, file_sha256, synchronise_directory
-
-
-def synchronise_tree(directory: str | Path) -> None:
-    """`fsync` every file under `directory`, then the directories."""
-    directory = Path(directory)
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            synchronise_directory(path)
-    synchronise_directory(directory)
+from defocus_mllm.files import PARTIAL_PREFIX, combined_sha256, file_sha256
 
 
 def check_writable(directory: str | Path) -> None:

@@ -86,6 +86,13 @@ def test_a_strong_decay_forgets_without_overflow():
     assert last.isfinite().all()
 
 
+@needs_compiler
+def test_the_compiled_core_leaves_subnormal_numbers_alone():
+    compiled_defocus.load_library()
+    assert float("5e-324") * 1.0 > 0
+    assert (torch.tensor([1e-40]) * 1.0).item() > 0
+
+
 def test_a_forced_core_is_used_or_refused(monkeypatch):
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     monkeypatch.setenv("DEFOCUS_KERNEL", "reference")

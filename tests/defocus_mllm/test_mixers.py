@@ -13,6 +13,7 @@ from defocus_mllm.kernels_defocus import defocus_attention, retention
 from defocus_mllm.mixers_defocus import MIXERS
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12, "group_norm_size": 4}
+OTHER_RESOLUTION = {"delta_scale_factor": 1.7, "rope_scale_factor": 3.1}
 SMALL_MAMBA = {"state_size": 6, "time_step_rank": 3, "conv_kernel": 3}
 
 
@@ -30,6 +31,7 @@ def equation_8(mixer, hidden_states):
     """The formula, one number at a time: no shared code with the mixer but its projections and parameters."""
     batch, num_tokens, hidden = hidden_states.shape
     band_pass, heads, width = mixer.band_pass, mixer.num_heads, mixer.head_dim
+    delta_scale, rope_scale = mixer.config.delta_scale_factor, mixer.config.rope_scale_factor
     query, key, value = mixer.qkv(hidden_states).view(batch, num_tokens, 3, heads, width).unbind(2)
     output = torch.zeros(batch, num_tokens, heads, width, dtype=torch.float64)
     for b in range(batch):
@@ -41,9 +43,11 @@ def equation_8(mixer, hidden_states):
                 for s in visible:
                     q, k = (torch.view_as_complex(x[b, i, h].view(-1, 2)) for x, i in ((query, t), (key, s)))
                     theta = torch.zeros(width // 2) if band_pass.theta is None else band_pass.theta[h]
-                    rotation = torch.exp(-1j * theta * (t - s))  # Re(conj(q) e^{-i theta (t-s)} k) = <R(t) q, R(s) k>
+                    rotation = torch.exp(
+                        -1j * theta * (t - s) / rope_scale
+                    )  # Re(conj(q) e^{-i theta (t-s)} k) = <R(t) q, R(s) k>
                     product = (q.conj() * rotation * k).sum().real
-                    logits.append(product / math.sqrt(width) * math.exp(decay * abs(t - s)))
+                    logits.append(product / math.sqrt(width) * math.exp(decay * abs(t - s) / delta_scale))
                 weights = torch.softmax(torch.stack(logits), dim=0)
                 output[b, t, h] = sum(w * value[b, s, h] for w, s in zip(weights, visible, strict=True))
     return mixer.out_proj(output.view(batch, num_tokens, hidden))
@@ -53,7 +57,7 @@ def equation_8(mixer, hidden_states):
 @pytest.mark.parametrize("decay", ["learnable", "none"])
 @pytest.mark.parametrize("rotary", ["learnable", "none"])
 def test_the_mixer_is_equation_8(causal, decay, rotary):
-    mixer = build_mixer(causal=causal, decay=decay, rotary=rotary)
+    mixer = build_mixer(causal=causal, decay=decay, rotary=rotary, **OTHER_RESOLUTION)
     hidden_states = torch.randn(2, 7, 16, dtype=torch.float64)
     torch.testing.assert_close(mixer(hidden_states)[0], equation_8(mixer, hidden_states), rtol=1e-9, atol=1e-12)
 
@@ -62,6 +66,7 @@ def equation_4(mixer, hidden_states):
     """Retention as a sum over the past, one number at a time, then the norm of each head, the gate, the projection."""
     batch, num_tokens, hidden = hidden_states.shape
     band_pass, heads, width = mixer.band_pass, mixer.num_heads, mixer.head_dim
+    delta_scale, rope_scale = mixer.config.delta_scale_factor, mixer.config.rope_scale_factor
     query, key, value = mixer.qkv(hidden_states).view(batch, num_tokens, 3, heads, width).unbind(2)
     output = torch.zeros(batch, num_tokens, heads, width, dtype=torch.float64)
     for b in range(batch):
@@ -71,8 +76,10 @@ def equation_4(mixer, hidden_states):
             for t in range(num_tokens):
                 for s in range(t + 1):
                     q, k = (torch.view_as_complex(x[b, i, h].view(-1, 2)) for x, i in ((query, t), (key, s)))
-                    product = (q.conj() * torch.exp(-1j * theta * (t - s)) * k).sum().real
-                    output[b, t, h] += product / math.sqrt(width) * math.exp(decay * (t - s)) * value[b, s, h]
+                    product = (q.conj() * torch.exp(-1j * theta * (t - s) / rope_scale) * k).sum().real
+                    output[b, t, h] += (
+                        product / math.sqrt(width) * math.exp(decay * (t - s) / delta_scale) * value[b, s, h]
+                    )
     output = output / (output.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     gate = mixer.gate(hidden_states)
     return mixer.out_proj(output.view(batch, num_tokens, hidden) * gate * torch.sigmoid(gate))
@@ -81,7 +88,7 @@ def equation_4(mixer, hidden_states):
 @pytest.mark.parametrize("decay", ["learnable", "none"])
 @pytest.mark.parametrize("rotary", ["learnable", "none"])
 def test_the_retention_mixer_is_equation_4(decay, rotary):
-    mixer = build_mixer(mixer="retention", decay=decay, rotary=rotary)
+    mixer = build_mixer(mixer="retention", decay=decay, rotary=rotary, **OTHER_RESOLUTION)
     hidden_states = torch.randn(2, 7, 16, dtype=torch.float64)
     torch.testing.assert_close(mixer(hidden_states)[0], equation_4(mixer, hidden_states), rtol=1e-9, atol=1e-12)
 

@@ -60,6 +60,16 @@ def test_every_parameter_learns(mixer, head_type):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_black_patch_does_not_explode_the_gradient(mixer):
+    config = build_config(mixer=mixer, num_labels=3, use_absolute_position_embeddings=False)
+    model = DefocusForImageClassification(config)
+    pixels = torch.randn(2, 3, 32, 32)
+    pixels[:, :, :16] = 0
+    model(pixels, labels=torch.tensor([0, 1])).loss.backward()
+    assert max(parameter.grad.abs().max() for parameter in model.parameters()) < 1e3
+
+
 @pytest.mark.parametrize("aux_loss", ["pooled", "per_token", "none"])
 def test_the_losses_are_those_of_paper_and_release(aux_loss):
     model = DefocusForImageClassification(build_config(num_labels=5, num_registers=1, aux_loss=aux_loss)).eval()

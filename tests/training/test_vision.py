@@ -112,6 +112,11 @@ def test_mixed_batches_train_and_resuming_changes_nothing(
     assert all(0.2 < loss < 5 for loss in losses)
 
 
+def test_repeated_augmentation_reaches_the_order_of_the_data(data: str) -> None:
+    assert build_vision(arguments(data, repeated_augmentation=3)).repeats == 3
+    assert build_vision(arguments(data)).repeats == 1
+
+
 def test_accumulation_does_not_change_the_loss_of_smoothed_labels(data: str, tmp_path: Path) -> None:
     for name, size in (("whole", 4), ("parts", 2)):
         stage0.main(words(data, tmp_path / name, "--label_smoothing", "0.2", "--per_device_batch_size", str(size)))
@@ -134,6 +139,9 @@ def test_training_changes_parameters_and_no_buffer(data: str, tmp_path: Path, mi
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(data: str, tmp_path: Path) -> None:
+    for wanted in (True, False):
+        model: Any = build_vision(arguments(data, gradient_checkpointing=wanted)).model
+        assert all(layer.gradient_checkpointing is wanted for layer in model.encoder.layers)
     drop_path = ["--drop_path_rate", "0.5", "--min_drop_path_rate", "0.5"]
     for name, extra in (("plain", []), ("saving", ["--gradient_checkpointing"])):
         stage0.main(words(data, tmp_path / name, *drop_path, *extra))
@@ -163,6 +171,9 @@ def test_from_one_resolution_to_another(data: str, tmp_path: Path, capsys: pytes
     record = json.loads((tmp_path / "large" / "run.json").read_text())
     assert "model" in record["inputs"]
     assert len(record["facts"]["start"]) == 3
+    given = arguments(data, model=str(tmp_path / "small"), image_mean=[0.1, 0.2, 0.3])
+    (processor,) = build_vision(given).companions
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.2, 0.2, 0.3])  # type: ignore[attr-defined]
 
 
 # --- the published recipes --------------------------------------------------------------------------------------------
