@@ -226,6 +226,8 @@ def _train(
             save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
             record.update(saved_weights="average" if averaged else "last", **_last_validation(loop), **conclusion)
         accelerator.wait_for_everyone()
+    for name, value in conclusion.items():
+        accelerator.print(f"{stage.name}: {name}: {value}")
     accelerator.print(f"{stage.name}: {loop.total_steps:,} steps in {loop.train_seconds:.1f} s; saved in {output_dir}")
 
 

@@ -106,8 +106,6 @@ class StreamSampler(Sampler[list[StreamedSample]]):
                 samples = []
                 for position in plan.positions(step, micro_step, self.rank):
                     key = SampleKey(*divmod(position, plan.num_samples))
-                    if key.epoch < first_epoch:
-                        continue
                     if key.epoch > epoch:
                         epoch = key.epoch
                         rows = self.reader.rows(epoch, self.rank, plan.world_size)

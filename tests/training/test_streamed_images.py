@@ -119,11 +119,14 @@ def test_resuming_is_reading_on(parquet, world_size, num_samples):
     stream = open_stream(parquet, DEFAULT_COLUMNS)
     plan = BatchPlan(num_samples, 2 * world_size, 1, world_size, 0)  # two micro-batches a step
     total_steps = 11
+    first_names: list[str] = []
     for rank in range(world_size):
         straight = visits(stream, plan, 0, total_steps, rank)
         assert len(straight) == 2 * total_steps
+        first_names += [name for _, name in straight[0]]
         for first_step in (1, 4, 7, 10):
             assert visits(stream, plan, first_step, total_steps, rank) == straight[2 * first_step :]
+    assert len(set(first_names)) == world_size  # each process has rows of its own
 
 
 def test_epochs_have_their_own_order(parquet):
@@ -151,6 +154,9 @@ def test_processes_share_a_pass(parquet, world_size):
     stream = open_stream(parquet, DEFAULT_COLUMNS)
     shares = [list(stream.one_pass(3, 4, rank, world_size)) for rank in range(world_size)]
     assert all(shares)
+    groups = [{(row["record"][0], int(row["record"].split("[")[1][:-1]) // 3) for row in share} for share in shares]
+    if world_size <= 5:  # no process opens what another one reads
+        assert sum(map(len, groups)) == 5
     assert sorted(row["record"] for share in shares for row in share) == sorted(
         row["record"] for row in stream.one_pass(5, 4)
     )
