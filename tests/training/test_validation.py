@@ -145,7 +145,8 @@ def test_a_run_validates_its_average_and_learns_the_same(data: Path, tmp_path: P
 
     dataset = load_labelled_images(metadata, DefocusImageProcessor.from_pretrained(folder))
     again = Validation(model, dataset, range(len(dataset)), 4)(process())
-    assert {**again, "step": 4} == pytest.approx(record["validation"], rel=1e-6)
+    of_average = {name: value for name, value in record["validation"].items() if not name.endswith("_of_last_weights")}
+    assert {**again, "step": 4} == pytest.approx(of_average, rel=1e-6)
     # the last weights, which are not the average, would have said something else
     weights = load_file(plain / "checkpoints" / "step-000004" / "model.safetensors")
     model.load_state_dict(weights)
