@@ -80,6 +80,8 @@ def open_stream(data: str | Path, columns: Columns, num_labels: int = 0) -> Imag
 
     Raises `FileNotFoundError` or `ValueError` naming what cannot be read.
     """
+    if Path(data).suffix in (".jsonl", ".json") or (Path(data) / "metadata.jsonl").is_file():
+        raise ValueError(f"{data}: pictures named by a metadata.jsonl are opened one by one; leave streaming out")
     with _one_line_errors(str(data)):
         if shards := _tar_files(data):
             return _webdataset(str(data), shards, columns, num_labels)

@@ -224,7 +224,8 @@ def test_what_cannot_be_streamed_is_named(tmp_path):
         "torn.parquet": (0, "cannot be read"),
         "torn.tar": (0, "cannot be read"),
         "nowhere": (0, "does not exist"),
-        "metadata.jsonl": (0, "not a metadata.jsonl, a Parquet file"),
+        "metadata.jsonl": (0, "leave streaming out"),
+        ".": (0, "leave streaming out"),
     }
     for name, (num_labels, message) in cases.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
