@@ -52,6 +52,21 @@ def test_a_later_patch_changes_no_earlier_logit(model, processor, image):
     assert (before[:, first + 5 :] != after[:, first + 5 :]).any(dim=-1).all()
 
 
+@pytest.mark.parametrize("mixer", ["attention", "retention", "mamba"])
+def test_every_mixer_feeds_the_language_model(mixer, model, processor, image, tmp_path):
+    config = model.config.to_dict()
+    config["vision_config"] |= {"mixer": mixer, "decay": None, "group_norm_size": 16, "time_step_rank": 4}
+    mixed = DefocusForConditionalGeneration(DefocusConfig.from_dict(config)).eval()
+    conversation = [[user("what color is the shape?", image)]]
+    expected = answer(mixed, processor, conversation, use_cache=False)
+    assert torch.equal(answer(mixed, processor, conversation), expected)
+    mixed.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert again.config.vision_config.mixer == mixer
+    inputs = encode(processor, conversation)
+    assert torch.equal(again(**inputs).logits, mixed(**inputs).logits)
+
+
 def test_image_tokens_stand_where_the_placeholders_are(model, processor, image):
     inputs = encode(processor, [[user("is it?", image)]])
     captured = {}
