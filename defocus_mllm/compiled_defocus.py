@@ -35,15 +35,22 @@ class CompilerError(RuntimeError):
     """The compiled core cannot be had here; the message says why."""
 
 
-@functools.lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
-    """The compiled core, from the cache (`$XDG_CACHE_HOME/defocus_mllm`) or built now.
+    """The compiled core, from the cache (`$XDG_CACHE_HOME/defocus_mllm`) or built now, once a process.
 
-    Raises `CompilerError`, again at every call, when there is no compiler or it fails.
+    Raises `CompilerError` when there is no compiler or it fails; it is not tried again then.
     """
+    library = _library_or_reason()
+    if isinstance(library, str):
+        raise CompilerError(library)
+    return library
+
+
+@functools.lru_cache(maxsize=1)
+def _library_or_reason() -> ctypes.CDLL | str:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
-        raise CompilerError("no C compiler was found (cc, gcc or $CC)")
+        return "no C compiler was found (cc, gcc or $CC)"
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     key = "\0".join((SCAN_SOURCE, compiler, version, *_FLAGS, _processor())).encode()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "defocus_mllm"
@@ -54,8 +61,10 @@ def load_library() -> ctypes.CDLL:
             _build(compiler, library)
             logger.info(f"compiled the selective scan with {compiler}: {library}")
         return ctypes.CDLL(str(library))
+    except CompilerError as error:
+        return str(error)
     except OSError as error:
-        raise CompilerError(f"the compiled core cannot be stored or loaded: {error}") from error
+        return f"the compiled core cannot be stored or loaded: {error}"
 
 
 def _processor() -> str:

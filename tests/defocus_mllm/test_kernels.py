@@ -107,27 +107,29 @@ def test_a_forced_core_is_used_or_refused(monkeypatch):
 
 def test_without_a_compiler_the_plain_core_remains(monkeypatch):
     monkeypatch.setattr(compiled_defocus.shutil, "which", lambda name: None)
-    compiled_defocus.load_library.cache_clear()
+    compiled_defocus._library_or_reason.cache_clear()
     try:
         assert scan_kernel(torch.zeros(1)) == "reference"
         monkeypatch.setenv("DEFOCUS_KERNEL", "compiled")
         with pytest.raises(RuntimeError, match="no C compiler"):
             scan_kernel(torch.zeros(1))
     finally:
-        compiled_defocus.load_library.cache_clear()
+        compiled_defocus._library_or_reason.cache_clear()
 
 
 @needs_compiler
 def test_a_source_that_does_not_compile_is_said_so(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiled_defocus, "SCAN_SOURCE", "int broken(")
-    compiled_defocus.load_library.cache_clear()
+    compiled_defocus._library_or_reason.cache_clear()
     try:
-        with pytest.raises(compiled_defocus.CompilerError, match="could not compile"):
-            compiled_defocus.load_library()
+        for _ in range(2):
+            with pytest.raises(compiled_defocus.CompilerError, match="could not compile"):
+                compiled_defocus.load_library()
+        assert compiled_defocus._library_or_reason.cache_info().misses == 1, "a compiler that fails is not asked again"
         assert list((tmp_path / "defocus_mllm").iterdir()) == [], "nothing half built is left behind"
     finally:
-        compiled_defocus.load_library.cache_clear()
+        compiled_defocus._library_or_reason.cache_clear()
 
 
 def test_the_group_norm_has_unit_mean_square_in_every_group():
