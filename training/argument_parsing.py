@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import sys
@@ -188,6 +189,7 @@ def _add_help(parser: HfArgumentParser, arguments_class: type) -> None:
             action.help = texts[action.dest].replace("%", "%%")
 
 
+@functools.cache
 def _field_docstrings(kind: type) -> dict[str, str]:
     definition = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(definition, ast.ClassDef)

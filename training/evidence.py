@@ -98,6 +98,7 @@ class Evidence:
         self.parameters = {run.model.name: count_parameters(stage_arguments(run), classes) for run in self.runs}
         if arguments.study == "main":  # in an ablation the parameters of what is taken away go with it
             check_equal_sizes(self.parameters)
+        self.training = describe_training(stage_arguments(self.runs[0]))
         self.test_fingerprint = fingerprint(arguments.test)
         self.outcomes: dict[str, dict[int, Outcome]] = {model.name: {} for model in self.models}
         for run in self.runs:
@@ -156,7 +157,7 @@ class Evidence:
         """Write the study's results as they stand, and return them."""
         arguments, study = self.arguments, STUDIES[self.arguments.study]
         results = summarise(study, self.models, arguments.seeds, self.outcomes, self.parameters)
-        results |= {"command": self.command, "training": describe_training(stage_arguments(self.runs[0]))}
+        results |= {"command": self.command, "training": self.training}
         write_results(Path(arguments.output_dir) / arguments.study, results)
         return results
 
