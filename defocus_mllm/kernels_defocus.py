@@ -142,14 +142,15 @@ def selective_scan(
         y, (batch, tokens, channels), and h after the last token; both in at least float32.
     """
     with torch.autocast(hidden_states.device.type, enabled=False):
-        x, delta, B, C = (at_least_float32(tensor) for tensor in (hidden_states, delta, B, C))
-        if A is None:
-            A = x.new_zeros(x.shape[-1], B.shape[-1])
-        decay_delta = at_least_float32(decay_delta).expand(x.shape)
-        if initial is None:
-            initial = x.new_zeros(len(x), *A.shape)
-        arguments = (x, delta, decay_delta, A.to(x.dtype), B, C, initial.to(x.dtype))
-        return _plain_scan(*arguments) if scan_kernel(x) == "reference" else CompiledScan.apply(*arguments)
+        x = at_least_float32(hidden_states)
+        batch, num_tokens, channels = x.shape
+        A = x.new_zeros(channels, B.shape[-1]) if A is None else A.to(x.dtype)
+        delta, decay_delta = (tensor.to(x.dtype).expand(x.shape) for tensor in (delta, decay_delta))
+        B, C = (tensor.to(x.dtype).expand(batch, num_tokens, A.shape[1]) for tensor in (B, C))
+        state_shape = (batch, *A.expand(channels, -1).shape)
+        initial = x.new_zeros(state_shape) if initial is None else initial.to(x.dtype).expand(state_shape)
+        scan = _plain_scan if scan_kernel(x) == "reference" else CompiledScan.apply
+        return scan(x, delta, decay_delta, A.expand(channels, -1), B, C, initial)
 
 
 def _plain_scan(
@@ -181,6 +182,8 @@ def scan_kernel(hidden_states: torch.Tensor) -> str:
     if wanted not in ("auto", "reference", "compiled"):
         raise ValueError(f"DEFOCUS_KERNEL must be auto, reference or compiled, not {wanted!r}")
     suitable = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
+    if wanted == "auto" and torch.compiler.is_compiling():
+        return "reference"  # a tracer cannot look into the compiled core
     if wanted == "reference" or (wanted == "auto" and not suitable):
         return "reference"
     if not suitable:

@@ -7,20 +7,18 @@ A record is `{"file_name": "cats/7.jpg", "text": "two cats on a sofa"}` (the Ima
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-from PIL import Image
 
-from defocus_mllm.images import ImageError
 from training.images import CACHE_BYTES, PixelLoader
 from training.labelled_data import Pictures
 from training.labels import NAMED_IN_MESSAGE, raise_first
 from training.metadata_images import FilePictures, picture_path
+from training.picture_set import PictureSet
 from training.records import read_records, record_name
 from training.table_images import Table, TablePictures, open_table
 
@@ -44,7 +42,7 @@ class CaptionColumns:
 DEFAULT_COLUMNS = CaptionColumns()
 
 
-class CaptionedImages:
+class CaptionedImages(PictureSet):
     """Pictures and their texts by position, read and checked.
 
     Args:
@@ -55,24 +53,11 @@ class CaptionedImages:
     """
 
     def __init__(self, pictures: Pictures, texts: Sequence[str], report: dict[str, Any], loader: PixelLoader) -> None:
-        self.pictures, self.texts, self.report, self.loader = pictures, texts, report, loader
+        super().__init__(pictures, report, loader)
+        self.texts = texts
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def pixel_values(self, indices: Iterable[int]) -> torch.Tensor:
-        """(pictures, 3, height, width), float32, normalised."""
-        return self.loader.normalise(torch.stack([self.pixels(index) for index in indices]))
-
-    def pixels(self, index: int) -> torch.Tensor:
-        """(3, height, width) uint8. Raises `ImageError` or `FileNotFoundError` naming file and record."""
-        return self.loader.pixels(index, lambda: self._image(index))
-
-    def _image(self, index: int) -> Image.Image:
-        try:
-            return self.pictures.load(index)
-        except (ImageError, FileNotFoundError) as error:
-            raise type(error)(f"{self.report['file']}: {self.pictures.name(index)}: {error}") from error
 
 
 def load_captioned_images(

@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from defocus_mllm.images import ImageError
 from training.images import CACHE_BYTES, PixelLoader
 from training.labelled_data import LabelledData
 from training.labels import NAMED_IN_MESSAGE
 from training.metadata_images import read_metadata
+from training.picture_set import PictureSet
 from training.table_images import DEFAULT_COLUMNS, Columns, read_table
 
 
-class LabelledImageDataset(Dataset[dict[str, torch.Tensor]]):
+class LabelledImageDataset(PictureSet, Dataset[dict[str, torch.Tensor]]):
     """Samples `{"pixel_values": (3, height, width), "labels": () long or (num_labels,) float}`."""
 
     def __init__(self, data: LabelledData, loader: PixelLoader) -> None:
-        self.pictures = data.pictures
+        super().__init__(data.pictures, data.report, loader)
         self.labels = data.labels
         self.label_names = data.label_names
-        self.report = data.report
-        self.loader = loader
 
     @property
     def problem_type(self) -> str:
@@ -46,19 +43,7 @@ class LabelledImageDataset(Dataset[dict[str, torch.Tensor]]):
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """`pixel_values` (batch, 3, height, width) and `labels` (batch,) or (batch, num_labels)."""
-        pixels = torch.stack([self.pixels(index) for index in indices])
-        return {"pixel_values": self.loader.normalise(pixels), "labels": self.labels[list(indices)]}
-
-    def pixels(self, index: int) -> torch.Tensor:
-        """(3, height, width) uint8, the size the encoder's. Raises what `image` raises."""
-        return self.loader.pixels(index, lambda: self.image(index))
-
-    def image(self, index: int) -> Image.Image:
-        """The picture itself. Raises `ImageError` or `FileNotFoundError` naming file and record."""
-        try:
-            return self.pictures.load(index)
-        except (ImageError, FileNotFoundError) as error:
-            raise type(error)(f"{self.report['file']}: {self.pictures.name(index)}: {error}") from error
+        return {"pixel_values": self.pixel_values(indices), "labels": self.labels[list(indices)]}
 
 
 def load_labelled_images(

@@ -84,10 +84,11 @@ def test_a_saved_config_comes_back_equal(tmp_path):
     assert DefocusVisionConfig.from_pretrained(tmp_path).decay == "fixed"
 
 
-@pytest.mark.parametrize(("mixer", "decay"), [("attention", "learnable"), ("retention", "learnable")])
+@pytest.mark.parametrize(
+    ("mixer", "decay"), [("attention", "learnable"), ("retention", "learnable"), ("mamba", "data_dependent")]
+)
 def test_the_decay_left_open_is_the_mixers_own(mixer, decay):
     assert DefocusVisionConfig(mixer=mixer).decay == decay
-    assert DefocusVisionConfig(mixer="mamba").decay == "data_dependent"
 
 
 @pytest.mark.parametrize(

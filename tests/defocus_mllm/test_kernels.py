@@ -87,6 +87,30 @@ def test_a_strong_decay_forgets_without_overflow():
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["B", "initial"])
+def test_a_wrong_shape_is_refused_before_it_reaches_the_compiled_core(name):
+    names = ("hidden_states", "delta", "decay_delta", "A", "B", "C", "initial")
+    arguments = dict(zip(names, (tensor.float() for tensor in scan_arguments(2, 5, 3, 4)), strict=True))
+    arguments[name] = arguments[name][:, :2]  # the core would read what lies behind it
+    with pytest.raises(RuntimeError, match="size"):
+        selective_scan(**arguments)
+
+
+@needs_compiler
+def test_another_dtype_is_converted_before_it_reaches_the_compiled_core():
+    arguments = [tensor.float() for tensor in scan_arguments(2, 5, 3, 4)]
+    mixed = [arguments[0], *(tensor.double() for tensor in arguments[1:])]
+    torch.testing.assert_close(selective_scan(*mixed)[0], selective_scan(*arguments)[0])
+
+
+@needs_compiler
+def test_a_tracer_is_given_the_plain_core():
+    arguments = [tensor.float() for tensor in scan_arguments(1, 4, 3, 4)]
+    compiled = torch.compile(selective_scan, backend="eager")
+    torch.testing.assert_close(compiled(*arguments)[0], selective_scan(*arguments)[0])
+
+
+@needs_compiler
 def test_the_compiled_core_leaves_subnormal_numbers_alone():
     compiled_defocus.load_library()
     assert float("5e-324") * 1.0 > 0

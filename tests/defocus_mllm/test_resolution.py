@@ -62,11 +62,10 @@ def test_the_same_size_changes_nothing():
     assert torch.equal(model(pixels).last_hidden_state, before)
 
 
-def test_scaled_positions_and_steps_are_those_of_a_sequence_with_tokens_left_out():
-    """With factors of 2, token 2 t of the longer sequence sees the phase and the decay of token t."""
+def test_scaled_positions_are_those_of_a_sequence_with_tokens_left_out():
+    """With a factor of 2, token 2 t of the longer sequence sees the phase of token t."""
     plain, scaled = (
-        DefocusVisionModel(build_config(rope_scale_factor=factor, delta_scale_factor=factor)).layers[0].mixer.double()
-        for factor in (1, 2)
+        DefocusVisionModel(build_config(rope_scale_factor=factor)).layers[0].mixer.double() for factor in (1, 2)
     )
     scaled.load_state_dict(plain.state_dict())
     positions = torch.arange(5)
