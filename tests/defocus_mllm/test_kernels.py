@@ -106,7 +106,7 @@ def test_another_dtype_is_converted_before_it_reaches_the_compiled_core():
 @needs_compiler
 def test_a_tracer_is_given_the_plain_core():
     arguments = [tensor.float() for tensor in scan_arguments(1, 4, 3, 4)]
-    compiled = torch.compile(selective_scan, backend="eager")
+    compiled = torch.compile(selective_scan, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*arguments)[0], selective_scan(*arguments)[0])
 
 

@@ -97,6 +97,17 @@ def test_a_placeholder_without_an_image_is_refused(model, processor):
         model(input_ids=input_ids)
 
 
+def test_the_cache_is_returned_and_continues_the_sequence(model, processor, image):
+    model = model.double()
+    inputs = encode(processor, [[user("what color is the shape?", image)]])
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"].double()
+    whole = model(input_ids=ids, pixel_values=pixels, use_cache=True)
+    assert whole.past_key_values.get_seq_length() == ids.shape[1]
+    begun = model(input_ids=ids[:, :-2], pixel_values=pixels, use_cache=True)
+    rest = model(input_ids=ids[:, -2:], past_key_values=begun.past_key_values)
+    torch.testing.assert_close(rest.logits, whole.logits[:, -2:], rtol=1e-9, atol=1e-9)
+
+
 def test_cached_and_uncached_generation_agree(model, processor, image):
     conversations = [[user("what color is the shape?", image)]]
     cached = answer(model, processor, conversations)
