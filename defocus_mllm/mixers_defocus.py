@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .attention_core_defocus import defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
 from .configuration_defocus import DefocusVisionConfig
-from .kernels_defocus import at_least_float32, defocus_attention, group_rms_norm, retention, selective_scan
+from .kernels_defocus import at_least_float32, group_rms_norm
+from .retention_core_defocus import retention
+from .scan_core_defocus import selective_scan
 
 _GROUP_NORM_EPS = 1e-6
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defocus_mllm import DefocusVisionConfig
+from defocus_mllm.attention_core_defocus import defocus_attention
 from defocus_mllm.bandpass_defocus import DefocusBandPass
-from defocus_mllm.kernels_defocus import defocus_attention, retention
 from defocus_mllm.mixers_defocus import MIXERS
+from defocus_mllm.retention_core_defocus import retention
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12, "group_norm_size": 4}
 OTHER_RESOLUTION = {"delta_scale_factor": 1.7, "rope_scale_factor": 3.1}

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defocus_mllm import compiled_defocus
-from defocus_mllm.kernels_defocus import _plain_scan, group_rms_norm, scan_kernel, selective_scan
+from defocus_mllm.kernels_defocus import group_rms_norm
+from defocus_mllm.scan_core_defocus import _plain_scan, scan_kernel, selective_scan
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 
