@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 
@@ -21,10 +21,33 @@ except Exception as error:  # it is optional: not even a broken one may keep a c
     triton = None
     _IMPORT_ERROR = str(error)
 
-_OLDEST = (3, 5)
 # Tokens between two states that are kept, and tokens whose states are in registers at once.
 _SEGMENT = 64
 _STEPS = 4
+_OLDEST = (3, 5)  # the first whose tuples of tensors these kernels were compiled with
+
+
+def _problem_with_triton() -> str | None:
+    if triton is None:
+        return f"triton cannot be imported ({_IMPORT_ERROR}); CUDA builds of torch bring it, else: pip install triton"
+    if tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2]) < _OLDEST:
+        return f"triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST))}"
+    return None
+
+
+_PROBLEM = _problem_with_triton()
+_INTERPRETED = triton is not None and triton.knobs.runtime.interpret
+
+
+def why_unavailable(tensor: torch.Tensor) -> str | None:
+    """Why these kernels cannot scan a tensor like this one; None if they can."""
+    if _PROBLEM is not None:
+        return _PROBLEM
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the Triton core computes in float32, not in {tensor.dtype}"
+    if tensor.device.type != "cuda" and not (tensor.device.type == "cpu" and _INTERPRETED):
+        return f"the Triton core is for GPUs, not for {tensor.device.type} (for tests: TRITON_INTERPRET=1 on the CPU)"
+    return None
 
 
 def _jit(function: Callable) -> Any:
@@ -34,42 +57,32 @@ def _jit(function: Callable) -> Any:
 
 def _helper(function: Callable) -> Any:
     """`triton.jit` for what kernels call; a plain function under the interpreter, which is slow to enter others."""
-    return function if triton is None or triton.knobs.runtime.interpret else triton.jit(function)
+    return function if _INTERPRETED else _jit(function)
 
 
-def why_unavailable(tensor: torch.Tensor) -> str | None:
-    """Why these kernels cannot scan a tensor like this one, or None if they can."""
-    if triton is None:
-        return f"triton cannot be imported ({_IMPORT_ERROR}); CUDA builds of torch bring it, or: pip install triton"
-    if tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2]) < _OLDEST:
-        return f"triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST))}"
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the Triton core computes in float32, not in {tensor.dtype}"
-    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and triton.knobs.runtime.interpret):
-        return None
-    return f"the Triton core is for GPUs, not for {tensor.device.type} (there only under TRITON_INTERPRET=1, for tests)"
-
-
-# A tile of states is (states, channels). Loading A, where the states are contiguous, makes the compiler give every thread
-# of the one warp a few states of a few channels: sums over states and sums over channels then both need few shuffles.
+# A tile of states is (states, channels). Loading A, where the states are contiguous, makes the compiler give a thread of
+# the one warp a few states of a few channels: sums over states and sums over channels then both need few shuffles.
 # `rates` is A / ln 2, since exp2 is one instruction and exp is several.
 
 
 @_helper
-def _load(pointers, stride, token, tokens, index, size):  # type: ignore[no-untyped-def]
+@no_type_check
+def _load(pointers, stride, token, tokens, index, size):
     """A token's row in float32; zeros from `size` on and after the last token."""
     inside = index < tl.where(token < tokens, size, 0)
     return tl.load(pointers + token * stride, mask=inside, other=0.0).to(tl.float32)
 
 
 @_helper
-def _store(pointers, row, token, tokens, index, size):  # type: ignore[no-untyped-def]
+@no_type_check
+def _store(pointers, row, token, tokens, index, size):
     """Store a token's row of a contiguous tensor."""
     tl.store(pointers + token * size, row, mask=index < tl.where(token < tokens, size, 0))
 
 
 @_helper
-def _next_states(  # type: ignore[no-untyped-def]
+@no_type_check
+def _next_states(
     h, first, x_ptr, delta_ptr, decay_ptr, decay_stride, B_ptr, rates, channel, state, tokens, channels, states,
     STEPS: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +104,8 @@ def _next_states(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@no_type_check
+def _forward_kernel(
     x_ptr, delta_ptr, decay_ptr, A_ptr, B_ptr, C_ptr, initial_ptr, output_ptr, last_ptr, kept_ptr,
     tokens, channels, states, decay_batch_stride, decay_stride, decay_channel_stride,
     KEEP: tl.constexpr, SEGMENT: tl.constexpr, STEPS: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -127,7 +141,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @_helper
-def _gradients(  # type: ignore[no-untyped-def]
+@no_type_check
+def _gradients(
     g, dA, hs, bs, first, x_ptr, delta_ptr, decay_ptr, decay_stride, C_ptr, dy_ptr,
     dx_ptr, ddelta_ptr, ddecay_ptr, dB_ptr, dC_ptr, rates, channel, state, tokens, channels, states,
     SHARED: tl.constexpr, STEPS: tl.constexpr,
@@ -163,7 +178,8 @@ def _gradients(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@no_type_check
+def _backward_kernel(
     x_ptr, delta_ptr, decay_ptr, A_ptr, B_ptr, C_ptr, kept_ptr, dy_ptr, dlast_ptr,
     dx_ptr, ddelta_ptr, ddecay_ptr, dA_ptr, dB_ptr, dC_ptr, dinitial_ptr, scratch_ptr,
     tokens, channels, states, decay_batch_stride, decay_stride, decay_channel_stride,
@@ -198,8 +214,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         for group in range(groups):
             tl.store(scratch_ptr + group * STATES * CHANNELS, h)
             hs, _ = _next_states(
-                h, start + group * STEPS, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow, rates,
-                channel, state, tokens, channels, states, STEPS,
+                h, start + group * STEPS, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow,
+                rates, channel, state, tokens, channels, states, STEPS,
             )  # fmt: skip
             h = hs[STEPS]
         tl.debug_barrier()  # a thread may load what another one has stored
@@ -207,8 +223,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             first = start + (groups - 1 - back_group) * STEPS
             h = tl.load(scratch_ptr + (first - start) // STEPS * STATES * CHANNELS)
             hs, bs = _next_states(
-                h, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow, rates,
-                channel, state, tokens, channels, states, STEPS,
+                h, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow,
+                rates, channel, state, tokens, channels, states, STEPS,
             )  # fmt: skip
             g, dA = _gradients(
                 g, dA, hs, bs, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, C_ptr + narrow,
@@ -221,30 +237,33 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def triton_scan(
-    x: torch.Tensor,
+    hidden_states: torch.Tensor,
     delta: torch.Tensor,
     decay_delta: torch.Tensor,
-    A: torch.Tensor,
+    A: torch.Tensor | None,
     B: torch.Tensor,
     C: torch.Tensor,
-    initial: torch.Tensor,
+    initial: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`selective_scan` of float32, bfloat16 or float16 tensors (also mixed), all given and in their full shapes.
+    """`selective_scan` for tensors of any dtypes, which are read as they are; computed and returned in float32.
 
-    `decay_delta` may be `delta` itself, which saves memory and time, or expanded: it is read as it lies in memory.
-
-    Returns:
-        y, (batch, tokens, channels), and h after the last token, both float32. Gradients have their tensors' dtypes.
+    Where `decay_delta` is `delta` itself it is read once, where it is broadcast it is not written out.
 
     Raises:
         ValueError: a sequence is too long for the kernels' 32-bit indices.
     """
-    batch, tokens, channels = x.shape
-    if tokens * max(channels, A.shape[1]) >= 2**31:
+    batch, tokens, channels = hidden_states.shape
+    states = B.shape[-1]
+    if tokens * max(channels, states) >= 2**31:
         raise ValueError(f"the Triton core indexes with 32 bits: {tokens} tokens of {channels} channels are too many")
-    tensors = (x, delta, decay_delta, A, B, C, initial)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    output, last, _ = _scan(x, delta, None if decay_delta is delta else decay_delta, A, B, C, initial, keep)
+    decay = None if decay_delta is delta else decay_delta.expand(hidden_states.shape)
+    A = hidden_states.new_zeros(channels, states, dtype=torch.float32) if A is None else A.expand(channels, states)
+    initial = A.new_zeros(batch, channels, states) if initial is None else initial.expand(batch, channels, states)
+    delta = delta.expand(hidden_states.shape)
+    B, C = (tensor.expand(batch, tokens, states) for tensor in (B, C))
+    inputs = (hidden_states, delta, decay_delta, A, B, C, initial)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    output, last, _ = _scan(hidden_states, delta, decay, A, B, C, initial, keep)
     return output, last
 
 
@@ -256,20 +275,23 @@ _INPUTS = "Tensor x, Tensor delta, Tensor? decay_delta, Tensor A, Tensor B, Tens
 @torch.library.custom_op(
     f"{_NAMESPACE}::scan", mutates_args=(), schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)"
 )
-def _scan(x, delta, decay_delta, A, B, C, initial, keep):  # type: ignore[no-untyped-def]
+@no_type_check
+def _scan(x, delta, decay_delta, A, B, C, initial, keep):
     """y, the last state, and (if `keep`) the states that the backward pass starts from."""
     x, delta, A, B, C, initial = (tensor.contiguous() for tensor in (x, delta, A, B, C, initial))
     outputs = _scan_shapes(x, delta, decay_delta, A, B, C, initial, keep)
     decay = delta if decay_delta is None else decay_delta
     with torch.cuda.device_of(x):
         _forward_kernel[_grid(x, A)](
-            x, delta, decay, A, B, C, initial, *outputs, x.shape[1], *A.shape, *decay.stride(), KEEP=keep, **_sizes(x, A)
+            x, delta, decay, A, B, C, initial, *outputs,
+            x.shape[1], *A.shape, *decay.stride(), KEEP=keep, **_sizes(x, A),
         )  # fmt: skip
     return outputs
 
 
 @_scan.register_fake
-def _scan_shapes(x, delta, decay_delta, A, B, C, initial, keep):  # type: ignore[no-untyped-def]
+@no_type_check
+def _scan_shapes(x, delta, decay_delta, A, B, C, initial, keep):
     batch, tokens, channels = x.shape
     segments = -(-tokens // _SEGMENT) if keep else 0
     shapes = x.shape, initial.shape, (batch, segments, channels, A.shape[1])
@@ -282,7 +304,8 @@ def _scan_shapes(x, delta, decay_delta, A, B, C, initial, keep):  # type: ignore
     schema=f"({_INPUTS}, Tensor kept, Tensor dy, Tensor dlast)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _scan_backward(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast):  # type: ignore[no-untyped-def]
+@no_type_check
+def _scan_backward(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast):
     """The gradients of the seven inputs; that of `decay_delta` is empty, and part of delta's, if it is None."""
     gradients = _scan_backward_shapes(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast)
     x, delta, A, B, C, dy, dlast = (tensor.contiguous() for tensor in (x, delta, A, B, C, dy, dlast))
@@ -303,9 +326,8 @@ def _scan_backward(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast):  #
 
 
 @_scan_backward.register_fake
-def _scan_backward_shapes(  # type: ignore[no-untyped-def]
-    x, delta, decay_delta, A, B, C, initial, kept, dy, dlast
-):
+@no_type_check
+def _scan_backward_shapes(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast):
     decay = x.new_empty(0) if decay_delta is None else decay_delta
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, delta, decay, A, B, C, initial))
 
@@ -328,14 +350,15 @@ _scan.register_autograd(_backward, setup_context=_keep_inputs)
 
 
 def _sizes(x: torch.Tensor, A: torch.Tensor) -> dict[str, int]:
-    """Sizes of a program: a tile of at most 512 states, which leaves registers for a few tokens' tiles.
+    """Sizes and options of a program: a tile of at most 512 states, which leaves registers for a few tokens' tiles.
 
-    Where the batch is too small to fill a large GPU (4 x 132 schedulers) twice over, the programs are narrower and more.
+    A batch too small to give each scheduler of a large GPU (4 x 132) two programs is cut into narrower ones.
     """
     states = triton.next_power_of_2(A.shape[1])
     channels = 32 if x.shape[0] * x.shape[2] >= 2**15 else 8
     channels = max(1, min(channels, 512 // states))
-    return {"SEGMENT": _SEGMENT, "STEPS": _STEPS, "STATES": states, "CHANNELS": channels, "num_warps": 1}
+    sizes = {"SEGMENT": _SEGMENT, "STEPS": _STEPS, "STATES": states, "CHANNELS": channels}
+    return {**sizes, "num_warps": 1, "enable_fp_fusion": True}  # fused: Triton 3.10 is to change the default
 
 
 def _grid(x: torch.Tensor, A: torch.Tensor) -> tuple[int, int]:
