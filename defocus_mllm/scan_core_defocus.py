@@ -110,7 +110,8 @@ def scan_kernel(hidden_states: torch.Tensor) -> str:
             return report_backend("scan", "triton")
         if forced == "triton":
             raise RuntimeError(f"DEFOCUS_KERNEL=triton: {reason}")
-        logger.warning_once(f"De-focus Mamba runs with the slower plain scan: {reason}")
+        if not torch.compiler.is_compiling():
+            logger.warning_once(f"De-focus Mamba runs with the slower plain scan: {reason}")
     suitable = hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64
     if forced is None and torch.compiler.is_compiling():
         return "reference"  # a tracer cannot look into the compiled core

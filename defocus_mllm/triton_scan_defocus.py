@@ -24,6 +24,7 @@ except Exception as error:  # it is optional: not even a broken one may keep a c
 # Tokens between two states that are kept, and tokens whose states are in registers at once.
 _SEGMENT = 64
 _STEPS = 4
+_WIDE_FROM = 32 * 2 * 4 * 132  # channels of all sequences together, from which a program has 32 channels instead of 8
 _OLDEST = (3, 5)  # the first whose tuples of tensors these kernels were compiled with
 
 
@@ -60,8 +61,8 @@ def _helper(function: Callable) -> Any:
     return function if _INTERPRETED else _jit(function)
 
 
-# A tile of states is (states, channels). Loading A, where the states are contiguous, makes the compiler give a thread of
-# the one warp a few states of a few channels: sums over states and sums over channels then both need few shuffles.
+# A tile of states is (states, channels). Loading A, whose states are contiguous, makes the compiler give every thread a
+# few states of a few channels: sums over states and sums over channels then both need few shuffles in the one warp.
 # `rates` is A / ln 2, since exp2 is one instruction and exp is several.
 
 
@@ -352,10 +353,10 @@ _scan.register_autograd(_backward, setup_context=_keep_inputs)
 def _sizes(x: torch.Tensor, A: torch.Tensor) -> dict[str, int]:
     """Sizes and options of a program: a tile of at most 512 states, which leaves registers for a few tokens' tiles.
 
-    A batch too small to give each scheduler of a large GPU (4 x 132) two programs is cut into narrower ones.
+    A batch too small to give each scheduler of a large GPU two of the wide programs is cut into narrower ones.
     """
     states = triton.next_power_of_2(A.shape[1])
-    channels = 32 if x.shape[0] * x.shape[2] >= 2**15 else 8
+    channels = 32 if x.shape[0] * x.shape[2] >= _WIDE_FROM else 8
     channels = max(1, min(channels, 512 // states))
     sizes = {"SEGMENT": _SEGMENT, "STEPS": _STEPS, "STATES": states, "CHANNELS": channels}
     return {**sizes, "num_warps": 1, "enable_fp_fusion": True}  # fused: Triton 3.10 is to change the default

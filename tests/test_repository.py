@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.dynamic_module_utils import get_imports
 
 from defocus_mllm.cli import build_parser
 
@@ -24,6 +25,8 @@ FORBIDDEN_IMPORTS = {"defocus_mllm": {"training", "eval"}, "training": {"eval"},
 STAYS_AT_HOME = {"__init__", "cli", "console", "convert", "convert_cli", "files", "images", "inspect", "loading"}
 STAYS_AT_HOME |= {"provenance", "released", "released_layout"}
 MAY_TRAVEL_WITH = {"torch", "transformers", "huggingface_hub"}
+# What a file imports only if it is there: in a `try`, where Transformers does not ask for it when it loads remote code.
+OPTIONAL_FOR = {"triton_scan_defocus": {"triton"}}
 # A script started by its path has its own folder first on sys.path, where such a name would hide the real module.
 NAMES_OF_LIBRARIES = {"accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch", "transformers", "yaml"}
 ABSOLUTE_PATH = re.compile(r"/(?:home|mnt|work|root|data|tmp|Users|scratch)/")
@@ -77,7 +80,7 @@ def test_imports_go_in_one_direction(path: Path) -> None:
 def test_travelling_files_need_only_their_siblings_and_common_libraries(path: Path) -> None:
     if path.stem in STAYS_AT_HOME:
         return
-    allowed = MAY_TRAVEL_WITH | sys.stdlib_module_names
+    allowed = MAY_TRAVEL_WITH | sys.stdlib_module_names | OPTIONAL_FOR.get(path.stem, set())
     for level, module in imports(path):
         if level == 0:
             assert module is not None
@@ -87,6 +90,13 @@ def test_travelling_files_need_only_their_siblings_and_common_libraries(path: Pa
             assert module, f"{name_of(path)}: only `from .sibling import name` travels"
             assert module not in STAYS_AT_HOME, f"{name_of(path)} imports {module}, which does not travel"
             assert (path.parent / f"{module}.py").is_file(), f"{name_of(path)}: no sibling {module}.py"
+
+
+@pytest.mark.parametrize("name", OPTIONAL_FOR)
+def test_remote_code_loads_without_an_optional_library(name: str) -> None:
+    path = ROOT / "defocus_mllm" / f"{name}.py"
+    assert OPTIONAL_FOR[name] <= {module for _, module in imports(path)}
+    assert not OPTIONAL_FOR[name] & set(get_imports(path))
 
 
 def test_the_model_package_is_flat() -> None:
