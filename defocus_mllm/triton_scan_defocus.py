@@ -68,6 +68,16 @@ def _helper(function: Callable) -> Any:
 
 @_helper
 @no_type_check
+def _place(channels, states, STATES: tl.constexpr, CHANNELS: tl.constexpr):
+    """A program's sequence, channels and states; which of a tile exist, and where they are in (channels, states)."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    state = tl.arange(0, STATES)
+    exists = (state[:, None] < states) & (channel[None, :] < channels)
+    return tl.program_id(1).to(tl.int64), channel, state, exists, channel[None, :] * states + state[:, None]
+
+
+@_helper
+@no_type_check
 def _load(pointers, stride, token, tokens, index, size):
     """A token's row in float32; zeros from `size` on and after the last token."""
     inside = index < tl.where(token < tokens, size, 0)
@@ -83,14 +93,14 @@ def _store(pointers, row, token, tokens, index, size):
 
 @_helper
 @no_type_check
-def _next_states(
-    h, first, x_ptr, delta_ptr, decay_ptr, decay_stride, B_ptr, rates, channel, state, tokens, channels, states,
-    STEPS: tl.constexpr,
-):  # fmt: skip
+def _next_states(h, rates, first, inputs, indices, sizes, STEPS: tl.constexpr):
     """STEPS + 1 states, of which `h`, that before token `first`, is the first, and B of these tokens.
 
     After the last token all inputs are zeros, which leaves a state as it is.
     """
+    x_ptr, delta_ptr, decay_ptr, decay_stride, B_ptr = inputs
+    channel, state = indices
+    tokens, channels, states = sizes
     hs = (h,)
     bs = ()
     for step in tl.static_range(STEPS):
@@ -112,11 +122,7 @@ def _forward_kernel(
     KEEP: tl.constexpr, SEGMENT: tl.constexpr, STEPS: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Scan CHANNELS channels (program id 0) of one sequence (program id 1)."""
-    sequence = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    state = tl.arange(0, STATES)
-    exists = (state[:, None] < states) & (channel[None, :] < channels)
-    entry = channel[None, :] * states + state[:, None]
+    sequence, channel, state, exists, entry = _place(channels, states, STATES, CHANNELS)
     size = channels * states
     rates = tl.load(A_ptr + entry, mask=exists, other=0.0).to(tl.float32) * 1.4426950408889634
     h = tl.load(initial_ptr + sequence * size + entry, mask=exists, other=0.0).to(tl.float32)
@@ -124,13 +130,11 @@ def _forward_kernel(
     narrow = sequence * tokens * states + state
     decay_ptr += sequence * decay_batch_stride + channel * decay_channel_stride
     kept_ptr += sequence * tl.cdiv(tokens, SEGMENT) * size + entry
+    inputs = (x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow)
     for first in range(0, tokens, STEPS):
         if KEEP and first % SEGMENT == 0:
             tl.store(kept_ptr + first // SEGMENT * size, h, mask=exists)
-        hs, _ = _next_states(
-            h, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow, rates, channel, state,
-            tokens, channels, states, STEPS,
-        )  # fmt: skip
+        hs, _ = _next_states(h, rates, first, inputs, (channel, state), (tokens, channels, states), STEPS)
         h = hs[STEPS]
         cs = ()  # loaded before anything is stored: the compiler may not move a load ahead of a store
         for step in tl.static_range(STEPS):
@@ -144,11 +148,14 @@ def _forward_kernel(
 @_helper
 @no_type_check
 def _gradients(
-    g, dA, hs, bs, first, x_ptr, delta_ptr, decay_ptr, decay_stride, C_ptr, dy_ptr,
-    dx_ptr, ddelta_ptr, ddecay_ptr, dB_ptr, dC_ptr, rates, channel, state, tokens, channels, states,
+    g, dA, hs, bs, rates, first, inputs, C_ptr, dy_ptr, outputs, indices, sizes,
     SHARED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Go back through STEPS tokens; `g`, the gradient of the state after them, becomes that of the state before."""
+    x_ptr, delta_ptr, decay_ptr, decay_stride, _ = inputs
+    dx_ptr, ddelta_ptr, ddecay_ptr, dB_ptr, dC_ptr = outputs
+    channel, state = indices
+    tokens, channels, states = sizes
     dys = ()
     cs = ()
     for step in tl.static_range(STEPS):
@@ -191,20 +198,18 @@ def _backward_kernel(
     The states of a segment are computed again twice: those before every STEPS-th token, which go to a scratch memory
     that stays in the cache, and then, last ones first, those between.
     """
-    sequence, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    program = sequence * tl.num_programs(0) + block
-    channel = block * CHANNELS + tl.arange(0, CHANNELS)
-    state = tl.arange(0, STATES)
-    exists = (state[:, None] < states) & (channel[None, :] < channels)
-    entry = channel[None, :] * states + state[:, None]
+    sequence, channel, state, exists, entry = _place(channels, states, STATES, CHANNELS)
+    indices, sizes = (channel, state), (tokens, channels, states)
     size = channels * states
     rates = tl.load(A_ptr + entry, mask=exists, other=0.0).to(tl.float32) * 1.4426950408889634
     g = tl.load(dlast_ptr + sequence * size + entry, mask=exists, other=0.0)
     dA = tl.zeros([STATES, CHANNELS], tl.float32)
-    wide = sequence * tokens * channels + channel
-    narrow = sequence * tokens * states + state
-    partial = program * tokens * states + state
+    wide, narrow = sequence * tokens * channels + channel, sequence * tokens * states + state
+    program = sequence * tl.num_programs(0) + tl.program_id(0)
+    own = program * tokens * states + state
     decay_ptr += sequence * decay_batch_stride + channel * decay_channel_stride
+    inputs = (x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow)
+    outputs = (dx_ptr + wide, ddelta_ptr + wide, ddecay_ptr + wide, dB_ptr + own, dC_ptr + own)
     scratch_ptr += program * (SEGMENT // STEPS * STATES * CHANNELS)
     scratch_ptr += tl.arange(0, CHANNELS)[None, :] * STATES + state[:, None]
     segments = tl.cdiv(tokens, SEGMENT)
@@ -214,23 +219,16 @@ def _backward_kernel(
         groups = tl.cdiv(tl.minimum(tokens - start, SEGMENT), STEPS)
         for group in range(groups):
             tl.store(scratch_ptr + group * STATES * CHANNELS, h)
-            hs, _ = _next_states(
-                h, start + group * STEPS, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow,
-                rates, channel, state, tokens, channels, states, STEPS,
-            )  # fmt: skip
+            hs, _ = _next_states(h, rates, start + group * STEPS, inputs, indices, sizes, STEPS)
             h = hs[STEPS]
         tl.debug_barrier()  # a thread may load what another one has stored
         for back_group in range(groups):
-            first = start + (groups - 1 - back_group) * STEPS
-            h = tl.load(scratch_ptr + (first - start) // STEPS * STATES * CHANNELS)
-            hs, bs = _next_states(
-                h, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, B_ptr + narrow,
-                rates, channel, state, tokens, channels, states, STEPS,
-            )  # fmt: skip
+            group = groups - 1 - back_group
+            h = tl.load(scratch_ptr + group * STATES * CHANNELS)
+            hs, bs = _next_states(h, rates, start + group * STEPS, inputs, indices, sizes, STEPS)
             g, dA = _gradients(
-                g, dA, hs, bs, first, x_ptr + wide, delta_ptr + wide, decay_ptr, decay_stride, C_ptr + narrow,
-                dy_ptr + wide, dx_ptr + wide, ddelta_ptr + wide, ddecay_ptr + wide, dB_ptr + partial, dC_ptr + partial,
-                rates, channel, state, tokens, channels, states, SHARED, STEPS,
+                g, dA, hs, bs, rates, start + group * STEPS,
+                inputs, C_ptr + narrow, dy_ptr + wide, outputs, indices, sizes, SHARED, STEPS,
             )  # fmt: skip
         tl.debug_barrier()  # before the scratch memory is written again
     tl.store(dA_ptr + sequence * size + entry, dA, mask=exists)
