@@ -127,17 +127,37 @@ def test_a_wrong_shape_is_refused_before_it_reaches_a_kernel(name):
         triton_scan(**arguments)
 
 
-def test_only_states_between_segments_are_kept():
-    batch, tokens, channels, states = 1, 70, 16, 16
-    arguments = [tensor.float().requires_grad_() for tensor in scan_arguments(batch, tokens, channels, states)]
+def saved_sizes(scan, *arguments):
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda x: x):
-        output, _ = triton_scan(*arguments)
-    assert output.requires_grad
+        scan(*arguments)
+    return sizes
+
+
+def test_only_states_between_segments_are_kept():
+    batch, tokens, channels, states = 1, 70, 16, 16
+    x, delta, decay_delta, *others = (
+        tensor.float().requires_grad_() for tensor in scan_arguments(batch, tokens, channels, states)
+    )
+    sizes = saved_sizes(triton_scan, x, delta, decay_delta, *others)
     assert max(sizes) < batch * tokens * channels * states / 8
-    with torch.no_grad():
-        kept = triton_scan_defocus._scan(*arguments, False)[2]
-    assert kept.numel() == 0
+    assert sum(sizes) == sum(saved_sizes(triton_scan, x, delta, delta, *others)) + delta.numel(), "delta is kept twice"
+
+
+@pytest.mark.parametrize(("gradients", "segments"), [(True, 2), (False, 0)])
+def test_nothing_is_kept_without_gradients(monkeypatch, gradients, segments):
+    scan, kept = triton_scan_defocus._scan, []
+
+    def observed(*arguments):
+        results = scan(*arguments)
+        kept.append(results[2])
+        return results
+
+    monkeypatch.setattr(triton_scan_defocus, "_scan", observed)
+    arguments = [tensor.float().requires_grad_() for tensor in scan_arguments(1, 70, 2, 2)]
+    with torch.set_grad_enabled(gradients):
+        triton_scan(*arguments)
+    assert kept[0].shape == (1, segments, 2, 2)
 
 
 def test_the_operators_pass_the_checks_of_torch():
