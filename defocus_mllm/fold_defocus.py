@@ -105,12 +105,30 @@ def scale_tokens(
     if rate is None and theta is None:
         return hidden_states
     factors = at_least_float32(hidden_states)
+    if torch.compiler.is_compiling():
+        return _scale_in_real_numbers(factors, rate, theta, time).to(hidden_states.dtype)
     if theta is not None and phases is None:
         phases = unit_phases(theta.detach(), time, factors.dtype)
     with torch.no_grad():
         table = _table(rate, time, phases, factors.dtype)
         table = table[:, None] if factors.ndim == 5 else table
     return _ScaleTokens.apply(factors, rate, theta, time, table).to(hidden_states.dtype)
+
+
+def _scale_in_real_numbers(
+    x: torch.Tensor, rate: torch.Tensor | None, theta: torch.Tensor | None, time: torch.Tensor
+) -> torch.Tensor:
+    """The same without complex numbers, which a compiler cannot fuse."""
+    across = (slice(None), None) if x.ndim == 5 else (slice(None),)
+    if theta is not None:
+        angle = theta.double()[:, None, :] * time[:, None]
+        cosine, sine = (table.to(x.dtype)[across] for table in (angle.cos(), angle.sin()))
+        real, imaginary = x[..., 0::2], x[..., 1::2]
+        x = torch.stack((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1).flatten(-2)
+    if rate is None:
+        return x
+    exponent = (rate.double()[:, None] * time).clamp(min=math.log(torch.finfo(x.dtype).tiny))
+    return x * torch.exp(exponent).to(x.dtype)[..., None][across]
 
 
 def _as_pairs(x: torch.Tensor) -> torch.Tensor:
