@@ -7,6 +7,7 @@ other one falls, so the product is as exact as q.k itself while both stay in the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from .kernels_defocus import at_least_float32
 
 # Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
 _STRIDE = 32
+# Without gradients: folded at once, and in a table that is kept, at most (2 MiB and 1 MiB in float32).
+_NUMBERS_AT_ONCE = 2**19
+_NUMBERS_OF_A_KEPT_TABLE = 2**18
 
 
 def fold(
@@ -34,7 +38,8 @@ def fold(
     Returns:
         Both in their shapes and dtypes.
     """
-    time, queries = _centred(query, key), query.shape[2]
+    queries = query.shape[2]
+    time = _centred(queries, key.shape[2], key.device)
     phases = None if theta is None else unit_phases(theta.detach(), time, at_least_float32(query).dtype)
     late = None if phases is None else phases[:, -queries:]
     query = scale_tokens(query, decay, theta, time[-queries:], late)
@@ -44,29 +49,54 @@ def fold(
 def fold_images(
     query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`fold` of one image of the batch after the other, without gradients.
+    """`fold` of a few images of the batch after the other, without gradients.
 
-    The folded tensors of an image fit into the cache and into memory that the previous one gave back.
+    What is folded at once fits into the cache, and into memory that the previous images gave back.
     """
+    queries, keys, dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
+    images = max(1, _NUMBERS_AT_ONCE // key[0].numel())
     if decay is None and theta is None:
-        yield from zip(query.split(1), key.split(1), strict=True)
+        yield query, key
         return
-    time, queries, dtype = _centred(query, key), query.shape[2], at_least_float32(query).dtype
-    phases = None if theta is None else unit_phases(theta, time, dtype)
-    late = None if phases is None else phases[:, -queries:]
-    of_query = _table(decay, time[-queries:], late, dtype)
-    of_key = _table(None if decay is None else -decay, time, phases, dtype)
-    for q, k in zip(query.split(1), key.split(1), strict=True):
+    if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
+        rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
+        of_query, of_key = _kept_tables(rates, frequencies, queries, keys, dtype)
+    else:
+        of_query, of_key = _tables(decay, theta, queries, keys, dtype)
+    for q, k in zip(query.split(images), key.split(images), strict=True):
         yield (
             _multiply(at_least_float32(q), of_query).to(query.dtype),
             _multiply(at_least_float32(k), of_key).to(key.dtype),
         )
 
 
-def _centred(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Places of the tokens of `key` relative to the middle of those of `query`, (keys,), float64."""
-    keys = key.shape[2]
-    return torch.arange(keys, device=key.device, dtype=torch.float64) + ((query.shape[2] + 1) / 2 - keys)
+def _tables(
+    decay: torch.Tensor | None, theta: torch.Tensor | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the last `queries` of `keys` tokens as queries, and of all of them as keys."""
+    filter_ = theta if decay is None else decay
+    assert filter_ is not None
+    time = _centred(queries, keys, filter_.device)
+    phases = None if theta is None else unit_phases(theta, time, dtype)
+    late = None if phases is None else phases[:, keys - queries :]
+    of_query = _table(decay, time[keys - queries :], late, dtype)
+    return of_query, _table(None if decay is None else -decay, time, phases, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_tables(
+    decay: tuple[Any, ...] | None, theta: tuple[Any, ...] | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_tables` of these very numbers, each (shape, values ...); making them is dear for short sequences."""
+    rates, frequencies = (
+        None if x is None else torch.tensor(x[1:], dtype=torch.float64).view(x[0]) for x in (decay, theta)
+    )
+    return _tables(rates, frequencies, queries, keys, dtype)
+
+
+def _centred(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Places of `keys` tokens relative to the middle of the last `queries` of them, (keys,), float64."""
+    return torch.arange(keys, device=device, dtype=torch.float64) + ((queries + 1) / 2 - keys)
 
 
 def unit_phases(theta: torch.Tensor, time: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
