@@ -93,19 +93,11 @@ def _attend(
 ) -> torch.Tensor:
     with torch.autocast(query.device.type, enabled=False):
         groups = _plan(query.detach(), key.detach(), decay, scaling, causal)
-        inputs = [tensor for tensor in (query, key, value, decay, theta) if tensor is not None]
-        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if len(groups) == 1:
+            return _run(groups[0], query, key, value, decay, theta, scaling, causal)
+        outputs = [_run(group, query, key, value, decay, theta, scaling, causal) for group in groups]
         # Tokens before heads in memory, as the projection after this reads them.
-        if differentiable:
-            outputs = [_run(group, query, key, value, decay, theta, scaling, causal) for group in groups]
-            output = (
-                outputs[0] if len(groups) == 1 else torch.cat([x.transpose(1, 2) for x in outputs], 2).transpose(1, 2)
-            )
-        else:
-            output = query.new_empty(*(query.shape[dim] for dim in (0, 2, 1, 3))).transpose(1, 2)
-            parts = output.split([len(group.heads) for group in groups], dim=1)
-            for group, part in zip(groups, parts, strict=True):
-                _fill(part, group, query, key, value, decay, theta, scaling, causal)
+        output = torch.cat([output.transpose(1, 2) for output in outputs], dim=2).transpose(1, 2)
         order = [head for group in groups for head in group.heads]
         if order == sorted(order):
             return output
@@ -132,31 +124,6 @@ def _run(
     else:
         output = _BACKENDS[group.backend](query, key, value, decay, theta, scaling, causal)
     return output.to(query.dtype)
-
-
-def _fill(
-    output: torch.Tensor,
-    group: _Group,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor | None,
-    theta: torch.Tensor | None,
-    scaling: float,
-    causal: bool,
-) -> None:
-    """`_run` into `output`, without gradients; `folded` goes through the batch a few images at a time."""
-    if group.backend != "folded":
-        output.copy_(_run(group, query, key, value, decay, theta, scaling, causal))
-        return
-    report_backend("attention", group.backend)
-    query, key, value = (group.of(tensor, 1) for tensor in (query, key, value))
-    decay, theta = (None if tensor is None else group.of(tensor, 0) for tensor in (decay, theta))
-    first = 0
-    for q, k in fold_images(query, key, decay, theta):
-        last = first + len(q)
-        output[first:last] = _plain(q, k, value[first:last], scaling, causal)
-        first = last
 
 
 _traced = opaque_operator(
@@ -279,7 +246,14 @@ def _folded(
     causal: bool,
 ) -> torch.Tensor:
     """Plain attention of folded queries and keys."""
-    return _plain(*fold(query, key, decay, theta), value, scaling, causal)
+    inputs = [tensor for tensor in (query, key, decay, theta) if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _plain(*fold(query, key, decay, theta), value, scaling, causal)
+    first, outputs = 0, []
+    for q, k in fold_images(query, key, decay, theta):
+        outputs.append(_plain(q, k, value[first : first + len(q)], scaling, causal))
+        first += len(q)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +20,11 @@ from .kernels_defocus import at_least_float32
 
 # Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
 _STRIDE = 32
-# Without gradients: folded at once, and in a table that is kept, at most (2 MiB and 1 MiB in float32).
-_NUMBERS_AT_ONCE = 2**19
+# Without gradients: folded at once, and in a table that is kept, at most (4 MiB and 1 MiB in float32).
+_NUMBERS_AT_ONCE = 2**20
 _NUMBERS_OF_A_KEPT_TABLE = 2**18
+# Folded queries or keys for which memory is kept, at most (8 MiB in float32).
+_NUMBERS_KEPT = 2**21
 
 
 def fold(
@@ -54,7 +57,7 @@ def fold_images(
     What is folded at once fits into the cache, and into memory that the previous images gave back.
     """
     queries, keys, dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
-    images = max(1, _NUMBERS_AT_ONCE // key[0].numel())
+    images = images_at_once(key)
     if decay is None and theta is None:
         yield query, key
         return
@@ -64,10 +67,41 @@ def fold_images(
     else:
         of_query, of_key = _tables(decay, theta, queries, keys, dtype)
     for q, k in zip(query.split(images), key.split(images), strict=True):
-        yield (
-            _multiply(at_least_float32(q), of_query).to(query.dtype),
-            _multiply(at_least_float32(k), of_key).to(key.dtype),
-        )
+        yield _multiply_into(0, q, of_query), _multiply_into(1, k, of_key)
+
+
+def images_at_once(key: torch.Tensor) -> int:
+    """How many images of a batch `fold_images` folds at once."""
+    return max(1, _NUMBERS_AT_ONCE // key[0].numel())
+
+
+class _Scratch(threading.local):
+    """Memory that folded queries (0) and keys (1) of a thread use over and over: new pages cost more than folding."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def get(self, place: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Uninitialised, of this shape."""
+        kept = self.numbers.get((place, dtype))
+        if kept is None or kept.numel() < shape.numel():
+            with torch.inference_mode(False):
+                kept = torch.empty(shape.numel(), dtype=dtype)
+            self.numbers[place, dtype] = kept
+        return kept[: shape.numel()].view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _multiply_into(place: int, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`x` times `table` in memory that the next call uses again, where that is worth it."""
+    factors = at_least_float32(x)
+    if not table.is_complex() or x.device.type != "cpu" or x.numel() > _NUMBERS_KEPT:
+        return _multiply(factors, table).to(x.dtype)
+    pairs = _as_pairs(factors)
+    product = torch.mul(pairs, table, out=_scratch.get(place, pairs.shape, pairs.dtype))
+    return torch.view_as_real(product).flatten(-2).to(x.dtype)
 
 
 def _tables(
