@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -17,111 +15,19 @@ from transformers.utils.output_capturing import capture_outputs
 from .bandpass_defocus import DefocusBandPass
 from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
-from .kernels_defocus import at_least_float32, group_rms_norm
-from .mixers_defocus import MIXERS, DefocusMamba
+from .layers_defocus import (
+    DefocusContextBroadcasting,
+    DefocusDropPath,
+    DefocusLayer,
+    DefocusMambaLayer,
+    DefocusRMSNorm,
+)
+from .mixers_defocus import DefocusMamba
 
 if TYPE_CHECKING:
     # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
     # every encoder, where AutoBackbone looks for it.
     from .modeling_defocus_backbone import DefocusBackbone  # noqa: F401
-
-
-class DefocusDropPath(nn.Module):
-    """Stochastic depth: drops the branch of a sample with probability `rate`, and scales the others by 1/(1-rate)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = 0.0
-
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return branch
-        keep = 1.0 - self.rate
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
-
-
-class DefocusContextBroadcasting(nn.Module):
-    """Adds the mean token to every token: (x + mean) / 2 ("mean"), or x + scale * mean with a learned scale ("scaled").
-
-    In a causal encoder the mean is over the tokens so far, which at the class token is the mean over all. The scale of
-    a channel starts at 0, that is at no broadcasting.
-    Source: Context Broadcasting (arXiv 2210.08457), which has only the mean over all tokens; the causal one is ours.
-    """
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.causal = config.causal
-        scaled = config.context_broadcasting == "scaled"
-        self.scale = nn.Parameter(torch.zeros(config.hidden_size)) if scaled else None
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        tokens = at_least_float32(hidden_states)
-        if self.causal:
-            count = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
-            mean = tokens.cumsum(dim=1) / count[:, None]
-        else:
-            mean = tokens.mean(dim=1, keepdim=True)
-        tokens = (tokens + mean) / 2 if self.scale is None else tokens + self.scale * mean
-        return tokens.to(hidden_states.dtype)
-
-
-class DefocusMLP(nn.Module):
-    """The feed-forward layer of a block, followed by context broadcasting if the configuration has it."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.broadcast = None if config.context_broadcasting == "none" else DefocusContextBroadcasting(config)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc2(self.activation(self.fc1(hidden_states)))
-        return hidden_states if self.broadcast is None else self.broadcast(hidden_states)
-
-
-class DefocusLayer(GradientCheckpointingLayer):
-    """A pre-norm block: mixer, then feed-forward layer, each with drop path on its branch."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mixer = MIXERS[config.mixer](config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = DefocusMLP(config)
-        self.drop_path = DefocusDropPath()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm1(hidden_states))
-        hidden_states = hidden_states + self.drop_path(mixed)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
-
-
-class DefocusRMSNorm(nn.Module):
-    """Root mean square norm with a weight, computed in at least float32; the norm before a released mamba mixer."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normalised = group_rms_norm(hidden_states, hidden_states.shape[-1], self.eps)
-        return self.weight * normalised.to(self.weight.dtype)
-
-
-class DefocusMambaLayer(GradientCheckpointingLayer):
-    """A block of De-focus Mamba, as released: pre-norm mixer, no feed-forward layer, residual in at least float32."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.norm = DefocusRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mixer = MIXERS[config.mixer](config)
-        self.drop_path = DefocusDropPath()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm(hidden_states))
-        return at_least_float32(hidden_states) + self.drop_path(mixed)
 
 
 class DefocusVisionPreTrainedModel(PreTrainedModel):
