@@ -17,6 +17,7 @@ from transformers import (
     CLIPProcessor,
 )
 
+from .cache_defocus import DefocusVisionCache
 from .configuration_defocus import DefocusConfig, DefocusVisionConfig
 from .configuration_defocus_clip import DefocusCLIPConfig
 from .image_processing_defocus import DefocusImageProcessor
@@ -67,6 +68,7 @@ __all__ = [
     "DefocusImageProcessor",
     "DefocusModel",
     "DefocusProcessor",
+    "DefocusVisionCache",
     "DefocusVisionConfig",
     "DefocusVisionModel",
 ]

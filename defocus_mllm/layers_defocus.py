@@ -7,6 +7,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .cache_defocus import DefocusLayerState
 from .configuration_defocus import DefocusVisionConfig
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .mixers_defocus import MIXERS
@@ -40,11 +41,18 @@ class DefocusContextBroadcasting(nn.Module):
         scaled = config.context_broadcasting == "scaled"
         self.scale = nn.Parameter(torch.zeros(config.hidden_size)) if scaled else None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, state: DefocusLayerState | None = None) -> torch.Tensor:
+        """Broadcast to the tokens (batch, tokens, hidden) of a sequence, or of its next piece after `state`."""
         tokens = at_least_float32(hidden_states)
         if self.causal:
-            count = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
-            mean = tokens.cumsum(dim=1) / count[:, None]
+            past = 0 if state is None else state.num_tokens
+            count = torch.arange(past + 1, past + tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
+            token_sum = tokens.cumsum(dim=1)
+            if state is not None:
+                token_sum = token_sum if state.token_sum is None else token_sum + state.token_sum
+                # A view would keep the sums of all tokens in memory.
+                state.token_sum = token_sum[:, -1:].clone()
+            mean = token_sum / count[:, None]
         else:
             mean = tokens.mean(dim=1, keepdim=True)
         tokens = (tokens + mean) / 2 if self.scale is None else tokens + self.scale * mean
@@ -61,9 +69,9 @@ class DefocusMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.broadcast = None if config.context_broadcasting == "none" else DefocusContextBroadcasting(config)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, state: DefocusLayerState | None = None) -> torch.Tensor:
         hidden_states = self.fc2(self.activation(self.fc1(hidden_states)))
-        return hidden_states if self.broadcast is None else self.broadcast(hidden_states)
+        return hidden_states if self.broadcast is None else self.broadcast(hidden_states, state)
 
 
 class DefocusLayer(GradientCheckpointingLayer):
@@ -77,10 +85,17 @@ class DefocusLayer(GradientCheckpointingLayer):
         self.mlp = DefocusMLP(config)
         self.drop_path = DefocusDropPath()
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm1(hidden_states))
+    def forward(
+        self, hidden_states: torch.Tensor, state: DefocusLayerState | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Compute the tokens (batch, tokens, hidden) of a sequence, or of its next piece after `state`, brought on."""
+        mixed, mixer_state = self.mixer(self.norm1(hidden_states), None if state is None else state.mixer)
         hidden_states = hidden_states + self.drop_path(mixed)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        hidden_states = hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states), state))
+        if state is not None:
+            state.mixer = mixer_state
+            state.num_tokens += hidden_states.shape[1]
+        return hidden_states
 
 
 class DefocusRMSNorm(nn.Module):
@@ -105,6 +120,12 @@ class DefocusMambaLayer(GradientCheckpointingLayer):
         self.mixer = MIXERS[config.mixer](config)
         self.drop_path = DefocusDropPath()
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm(hidden_states))
+    def forward(
+        self, hidden_states: torch.Tensor, state: DefocusLayerState | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Compute the tokens (batch, tokens, hidden) of a sequence, or of its next piece after `state`, brought on."""
+        mixed, mixer_state = self.mixer(self.norm(hidden_states), None if state is None else state.mixer)
+        if state is not None:
+            state.mixer = mixer_state
+            state.num_tokens += hidden_states.shape[1]
         return at_least_float32(hidden_states) + self.drop_path(mixed)
