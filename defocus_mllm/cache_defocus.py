@@ -189,6 +189,7 @@ class DefocusVisionCache:
         if not image.complete:
             return None
         self.num_images += 1
+        image.positions = None
         if image.token_sum is None:
             return hidden_states[:, -1]
         pooled = (image.token_sum / image.num_tokens).to(hidden_states.dtype)

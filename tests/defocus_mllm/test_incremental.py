@@ -176,13 +176,13 @@ def test_forks_share_memory_and_go_their_own_ways(mixer):
 @pytest.mark.parametrize("mixer", ["retention", "mamba"])
 @torch.no_grad()
 def test_the_state_of_retention_and_mamba_is_constant_in_size(mixer):
-    model = build(mixer=mixer)
+    model = build(mixer=mixer, context_broadcasting="none" if mixer == "mamba" else "mean")
     cache, sizes = DefocusVisionCache(), []
     for _ in range(3):
         model(torch.randn(1, 2, 3, 24, 24, dtype=torch.float64), past_key_values=cache)
         sizes.append(cache.num_bytes)
     assert sizes[0] == sizes[1] == sizes[2]
-    numbers = {"retention": 4 * 8 * 8, "mamba": 64 * (4 + 3)}
+    numbers = {"retention": 4 * 8 * 8 + 32, "mamba": 64 * (4 + 3)}
     assert sizes[0] == 2 * 8 * numbers[mixer]
 
 
@@ -208,6 +208,28 @@ def test_a_reordered_cache_continues_the_chosen_sequences(mixer):
     whole = model(pixels[chosen])
     assert_same(rest.last_hidden_state, whole.last_hidden_state[:, 12:])
     assert_same(rest.pooler_output, whole.pooler_output)
+
+
+@torch.no_grad()
+def test_rows_of_sections_count_when_they_are_whole():
+    model = build(patch_order="sections", section_size=2)
+    pixels = torch.randn(1, 3, 24, 24, dtype=torch.float64)
+    cache, rows = DefocusVisionCache(), []
+    for piece in cut(pixels, [1, 1, 1], section=2, tiles=(0, 1, 2)):
+        model(piece, past_key_values=cache)
+        rows.append((cache.num_rows, cache.image.missing_rows, cache.in_image))
+    assert rows == [(0, 6, True)] * 2 + [(2, 4, True)] * 3 + [(4, 2, True)] * 3 + [(6, 0, False)]
+
+
+@torch.no_grad()
+def test_positions_are_interpolated_once_an_image_and_not_kept(monkeypatch):
+    model = build()
+    interpolate, calls = torch.nn.functional.interpolate, []
+    monkeypatch.setattr("torch.nn.functional.interpolate", lambda *a, **k: calls.append(1) or interpolate(*a, **k))
+    pieces = torch.randn(1, 3, 16, 16, dtype=torch.float64).split(4, dim=2)
+    _, _, cache = encode_pieces(model, pieces, image_size=(16, 16))
+    assert len(calls) == 1
+    assert cache.image.positions is None
 
 
 @torch.no_grad()
@@ -287,7 +309,7 @@ def test_a_non_causal_encoder_refuses_pieces_and_frames():
 
 def test_gradient_checkpointing_refuses_a_cache_only_where_it_recomputes():
     model = build().train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     pixels = torch.randn(1, 3, 24, 24, dtype=torch.float64)
     with pytest.raises(ValueError, match="gradient checkpointing"):
         model(pixels[:, :, :8], past_key_values=DefocusVisionCache())
