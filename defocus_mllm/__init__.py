@@ -26,6 +26,7 @@ from .modeling_defocus_backbone import DefocusBackbone
 from .modeling_defocus_clip import DefocusCLIPModel
 from .modeling_defocus_vision import DefocusForImageClassification, DefocusVisionModel
 from .processing_defocus import DEFAULT_CHAT_TEMPLATE, DefocusProcessor
+from .stream_defocus import DefocusStream
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "DefocusImageProcessor",
     "DefocusModel",
     "DefocusProcessor",
+    "DefocusStream",
     "DefocusVisionCache",
     "DefocusVisionConfig",
     "DefocusVisionModel",
