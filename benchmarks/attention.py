@@ -23,7 +23,8 @@ def attention_races(setting: Setting) -> list[Race]:
         for length in setting.sizes.core_lengths:
             races.append(
                 Race(
-                    f"attention core, {'forward + backward' if backward else 'forward'}, {length:,} tokens",
+                    f"attention core {batch} x {heads} x {length} x {channels}, "
+                    f"{'forward + backward' if backward else 'forward'}",
                     _builder(setting, length, backward),
                     _comparisons(length, backward),
                     {"batch": batch, "heads": heads, "tokens": length, "channels": channels},

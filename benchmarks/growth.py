@@ -42,7 +42,7 @@ def _race(setting: Setting, name: str, make: Callable[[], nn.Module], show: str 
         return [_contestant(setting, name, core, length) for length in lengths]
 
     return Race(
-        f"growth, {name}",
+        f"growth, {name}, batch {setting.sizes.growth_batch}",
         build,
         [Comparison(_name(max(lengths)), _name(min(lengths)), show)],
         {"batch": setting.sizes.growth_batch, "tokens": list(lengths)},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -94,21 +95,30 @@ def random_heads(setting: Setting, batch: int, num_tokens: int) -> tuple[torch.T
 
 
 def build(make: Callable[[], PreTrainedModel], setting: Setting) -> Any:
-    """A model with the setting's seed, device and dtype, in evaluation mode."""
+    """A model with the setting's seed, device and dtype, in evaluation mode.
+
+    What a model says must stay in float32 (phases and rates) does.
+    """
     torch.manual_seed(setting.rules.seed)
-    with torch.device(setting.device):
-        return in_precision(make(), setting.dtype).eval()
-
-
-def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """`model` in `dtype`, in place, but for what it says must stay in float32 (phases and rates)."""
+    with torch.device(setting.device), _default_dtype(setting.dtype):
+        model = make()
     kept: set[str] = set()
     for module in model.modules():
         kept.update(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_floating_point() and not kept.intersection(name.split(".")):
-            tensor.data = tensor.data.to(dtype)
-    return model
+        if kept.intersection(name.split(".")):
+            tensor.data = tensor.data.float()
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def defocus_encoder(setting: Setting, mixer: str, image_size: int) -> DefocusVisionModel:

@@ -10,11 +10,8 @@ from benchmarks.results import errors_of
 _READING = (
     "Medians of at least {repeats} rounds after two that do not count. A round measures everything of one comparison "
     "once, in random order, in one process; memory is measured in a fresh process each time. In brackets: minimum, "
-    "interquartile range and, of our own cores, the backend that ran. A ratio is that of the medians."
-)
-_FLOPS = (
-    "Floating-point operations are those of the matrix products of the plain architecture, with attention over all "
-    "pairs of tokens."
+    "interquartile range and, of our own cores, the backend that ran. A ratio is that of the medians. FLOP are those "
+    "of the matrix products of the plain architecture, with attention over all pairs of tokens."
 )
 _TOY = "**Toy sizes: this shows that everything runs. Its numbers mean nothing, and no claim is judged.**"
 _GPU = "The limits were set for 2 CPU cores and float32; they stand here for comparison."
@@ -95,7 +92,7 @@ def _rates(race: Mapping[str, Any]) -> list[str]:
     if not counted:
         return []
     best = max(contestant["flops_per_second"] for contestant in counted)
-    lines = ["", f"{_FLOPS} {race['title']}:", "", "| | GFLOP | GFLOP/s | of the best |", "| --- | --- | --- | --- |"]
+    lines = ["", f"| {race['title']} | GFLOP | GFLOP/s | of the best |", "| --- | --- | --- | --- |"]
     for contestant in counted:
         rate = contestant["flops_per_second"]
         cells = [contestant["name"], f"{contestant['flops'] / 1e9:,.1f}", f"{rate / 1e9:,.0f}", f"{rate / best:.0%}"]

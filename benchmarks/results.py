@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 
 from benchmarks.sampling import KERNEL_VARIABLE
 from benchmarks.shows import SHOWS
-from benchmarks.suites import Benchmark
+from benchmarks.suites import Benchmark, benchmarks_of
 from defocus_mllm.provenance import commit, hardware, versions
 
 SCHEMA_VERSION = 1
 
 
-def begin(suite: str, toy: bool, repeats: int, seed: int, command: str, benchmarks: Sequence[Benchmark]) -> dict:
-    """The results of a run that has measured nothing yet."""
+def begin(suite: str, toy: bool, repeats: int, seed: int, command: str) -> dict[str, Any]:
+    """The results of a run that has measured nothing yet; every benchmark of its suite is there as "not run"."""
     revision = commit(Path(__file__).parent)
+    benchmarks = benchmarks_of(suite)
     return {
         "schema_version": SCHEMA_VERSION,
         "suite": suite,
@@ -27,7 +27,6 @@ def begin(suite: str, toy: bool, repeats: int, seed: int, command: str, benchmar
         "complete": False,
         "started": now(),
         "command": command,
-        "python": sys.executable,
         "commit": revision and revision.partition("+")[0],
         "dirty": revision and revision.endswith("+changes"),
         "seed": seed,
@@ -62,6 +61,8 @@ def _enter(results: dict[str, Any], benchmark: Benchmark, outcome: dict[str, Any
     comparisons = [row for race in entry["races"] for row in race.get("comparisons", [])]
     judged = {name: _claim(name, entry["status"], comparisons) for name in benchmark.shows}
     results["claims"] = [judged.get(claim["name"], claim) for claim in results["claims"]]
+    results["complete"] = all(entry["status"] != "not run" for entry in results["benchmarks"])
+    results["finished"] = now()
 
 
 def errors_of(benchmark: Mapping[str, Any]) -> Iterator[str]:

@@ -54,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not can_draw():
         print(MISSING, flush=True)
     command = shlex.join(["python", "-m", "benchmarks.run", *words])
-    results = records.begin(**setting, command=command, benchmarks=benchmarks)
+    results = records.begin(**setting, command=command)
     for number, benchmark in enumerate(benchmarks, 1):
         print(f"[{number}/{len(benchmarks)}] {benchmark.name}: {benchmark.description}", flush=True)
         measure(benchmark, setting, results)
-        results |= {"complete": number == len(benchmarks) and arguments.only is None, "finished": records.now()}
         write(arguments.output, results)
     print(f"\n{summary(results)}\nwritten to {arguments.output}")
     return int(any(benchmark["status"] == "failed" for benchmark in results["benchmarks"]))

@@ -74,10 +74,10 @@ def training_step(setting: Setting, model: str) -> Callable[[], None]:
     """Forward, backward and AdamW as LLaVA trains with LoRA: encoder frozen, projector and LoRA matrices trained."""
     sizes = setting.sizes
     made = llava(setting, sizes.mllm_image) if model == LLAVA else defocus_mllm(setting, model, sizes.mllm_image)
-    trained = _with_lora(made, sizes.lora_rank)
+    trained = with_lora(made, sizes.lora_rank)
     tokens = setting.encoder_config("attention", sizes.mllm_image).num_image_tokens
     ids = question(setting, tokens, sizes.step_batch, sizes.step_text)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     batch |= {"labels": ids.masked_fill(ids == IMAGE_TOKEN, -100)}
     batch |= {"pixel_values": random_images(setting, sizes.step_batch, sizes.mllm_image)}
     optimizer = torch.optim.AdamW(parameter for parameter in trained.parameters() if parameter.requires_grad)
@@ -93,7 +93,7 @@ def training_step(setting: Setting, model: str) -> Callable[[], None]:
     return step
 
 
-def _with_lora(model: Any, rank: int) -> torch.nn.Module:
+def with_lora(model: Any, rank: int) -> torch.nn.Module:
     """`model` with LoRA matrices in its decoder, which is checkpointed; of the rest only the projector is trained."""
     model.model.language_model.activation_checkpointing_enable()
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LORA_TARGETS)
