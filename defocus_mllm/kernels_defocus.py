@@ -17,8 +17,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 BACKENDS = {
-    "attention": ("reference",),
-    "retention": ("reference",),
+    "attention": ("reference", "folded", "windowed", "flex"),
+    "retention": ("reference", "chunked"),
     "scan": ("reference", "compiled"),
 }
 _runs: Counter[tuple[str, str]] = Counter()
