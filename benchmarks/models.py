@@ -24,6 +24,7 @@ from benchmarks.setting import Setting
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig, DefocusVisionModel
 from defocus_mllm.attention_core_defocus import defocus_attention
 from defocus_mllm.bandpass_defocus import LAMBDA_HAT_RANGE, DefocusBandPass
+from defocus_mllm.fold_defocus import scale_tokens
 from defocus_mllm.retention_core_defocus import retention
 
 MIXER_NAMES = {"attention": "De-focus ViT", "retention": "De-focus RetNet", "mamba": "De-focus Mamba"}
@@ -49,29 +50,22 @@ class _Core(nn.Module):
             if self.band_pass.lambda_hat is not None:
                 self.band_pass.lambda_hat.data = torch.linspace(*lambda_hat_range, num_heads)
 
-    def rotate(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both turned by the phases of their positions."""
-        positions = torch.arange(query.shape[2], device=query.device)
-        return self.band_pass.rotate(query, positions), self.band_pass.rotate(key, positions)
-
 
 class AttentionCore(_Core):
     """De-focus attention (eq. 8) with its rotation and decay; (batch, heads, tokens, channels) in and out."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        query, key = self.rotate(query, key)
-        positions = torch.arange(query.shape[2], device=query.device)
-        distance = positions[:, None] - positions
-        factor = self.band_pass.decay_factor(distance)
-        return defocus_attention(query, key, value, factor, distance >= 0, self.scaling)
+        return defocus_attention(query, key, value, *self.band_pass.rates(), self.scaling)
 
 
 class RetentionCore(_Core):
     """Retention (eq. 4) with its rotation and decay; (batch, heads, tokens, channels) in and out."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        query, key = self.rotate(query, key)
-        return retention(query, key * self.scaling, value, self.band_pass.decay)[0]
+        decay, theta = self.band_pass.rates()
+        time = torch.arange(query.shape[2], device=query.device, dtype=torch.float64)
+        query, key = scale_tokens(query, None, theta, time), scale_tokens(key, None, theta, time) * self.scaling
+        return retention(query, key, value, decay)[0]
 
 
 class PlainCore(nn.Module):
