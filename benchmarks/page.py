@@ -17,8 +17,8 @@ _TOY = "**Toy sizes: this shows that everything runs. Its numbers mean nothing, 
 _GPU = "The limits were set for 2 CPU cores and float32; they stand here for comparison."
 
 
-def markdown(results: Mapping[str, Any], figure: str | None) -> str:
-    """The page; `figure` is the name of the drawing beside it, if there is one."""
+def markdown(results: Mapping[str, Any], record: str, figure: str | None) -> str:
+    """The page; `record` and `figure` name the JSON and, if there is one, the drawing beside it."""
     lines = [f"# Speed and memory: suite {results['suite']}", ""]
     if results["toy"]:
         lines += [_TOY, ""]
@@ -33,7 +33,7 @@ def markdown(results: Mapping[str, Any], figure: str | None) -> str:
         lines += ["", f"![Time against length of the sequence]({figure})"]
     for benchmark in results["benchmarks"]:
         lines += ["", f"## {benchmark['name']}: {benchmark['description']}", "", *_benchmark(benchmark)]
-    return "\n".join([*lines, "", "## Origin", "", *_origin(results)]) + "\n"
+    return "\n".join([*lines, "", "## Origin", "", *_origin(results, record)]) + "\n"
 
 
 def _claim_row(claim: Mapping[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _rates(race: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _origin(results: Mapping[str, Any]) -> list[str]:
+def _origin(results: Mapping[str, Any], record: str) -> list[str]:
     """Command, commit, machine and versions: what is needed to repeat it."""
     machine, versions = results["hardware"], results["versions"]
     state = " with changes that are not committed" if results["dirty"] else ""
@@ -108,6 +108,7 @@ def _origin(results: Mapping[str, Any]) -> list[str]:
         f"- Command: `{results['command']}` (seed {results['seed']}), {results['started']}",
         f"- Commit: {results['commit'] or 'not a checkout'}{state}",
         f"- Hardware: {machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['threads']} threads",
+        f"- Every sample, with shapes: [json]({record})",
         f"- Versions: {_join(f'{name} {version}' for name, version in versions.items())}",
     ]
     if results["forced_kernel"]:

@@ -3,8 +3,8 @@
     python -m benchmarks.run --suite cpu --list
     python -m benchmarks.run --suite cpu --output outputs/speed
 
-Writes OUTPUT/{results.json, results.md, results.svg}, again after every benchmark. A missed limit is a result like any
-other; a measurement that fails is reported, the others go on, and the exit code is 1.
+Writes results.json, results.md and results.svg (or another NAME) in OUTPUT, again after every benchmark. A missed limit
+is a result like any other; a measurement that fails is reported, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from benchmarks.suites import Benchmark, benchmarks_of, perform
 from defocus_mllm.console import run_script
 from defocus_mllm.files import refuse_existing, write_json_atomically, write_text_atomically
 
-RESULTS, PAGE, FIGURE = "results.json", "results.md", "results.svg"
 LEAST_REPEATS = 5
 
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         FileExistsError: there are results in the output folder already.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _argument_parser()
+    parser = argument_parser()
     arguments = parser.parse_args(words)
     benchmarks = chosen(arguments.suite, arguments.only)
     if arguments.list:
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output is None:
         parser.error("the following argument is required: --output")
     setting = Setting.of(arguments.suite, arguments.toy, arguments.repeats, arguments.seed).arguments
-    refuse_existing(arguments.output / RESULTS)
+    refuse_existing(arguments.output / f"{arguments.name}.json")
     arguments.output.mkdir(parents=True, exist_ok=True)
     if not can_draw():
         print(MISSING, flush=True)
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, benchmark in enumerate(benchmarks, 1):
         print(f"[{number}/{len(benchmarks)}] {benchmark.name}: {benchmark.description}", flush=True)
         measure(benchmark, setting, results)
-        write(arguments.output, results)
+        write(arguments.output / arguments.name, results)
     print(f"\n{summary(results)}\nwritten to {arguments.output}")
     return int(any(benchmark["status"] == "failed" for benchmark in results["benchmarks"]))
 
@@ -74,13 +73,14 @@ def measure(benchmark: Benchmark, setting: dict[str, Any], results: dict[str, An
         records.add(results, benchmark, races, time.monotonic() - started)
 
 
-def write(output: Path, results: dict[str, Any]) -> None:
-    """Write everything to `output`, each file in one step."""
-    drawing = figure(results) if can_draw() else None
-    write_json_atomically(output / RESULTS, results)
-    if drawing is not None:
-        write_text_atomically(output / FIGURE, drawing)
-    write_text_atomically(output / PAGE, markdown(results, FIGURE if drawing else None))
+def write(stem: Path, results: dict[str, Any]) -> None:
+    """Write `stem`.json, `stem`.svg and `stem`.md, each in one step."""
+    record, drawing, page = (stem.with_name(f"{stem.name}.{kind}") for kind in ("json", "svg", "md"))
+    write_json_atomically(record, results)
+    text = figure(results) if can_draw() else None
+    if text is not None:
+        write_text_atomically(drawing, text)
+    write_text_atomically(page, markdown(results, record.name, None if text is None else drawing.name))
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -118,13 +118,15 @@ def _repeats(text: str) -> int:
     return number
 
 
-def _argument_parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", choices=SUITES, required=True, help="cpu: float32; gpu: bfloat16 and large models")
     parser.add_argument("--list", action="store_true", help="list the suite's benchmarks and their claims, then stop")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go; it must hold none yet")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go; none of that name may be there")
+    parser.add_argument("--name", default="results", help="of the files, without their endings")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these benchmarks and no others")
     parser.add_argument("--repeats", type=_repeats, default=LEAST_REPEATS, metavar="N", help="rounds at least")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, inputs and orders")
