@@ -16,7 +16,6 @@ On a CPU each head gets `folded` or `windowed`, whichever is safe and cheaper, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,31 +93,15 @@ def _attend(
 ) -> torch.Tensor:
     with torch.autocast(query.device.type, enabled=False):
         groups = _plan(query.detach(), key.detach(), decay, scaling, causal)
-        inputs = [tensor for tensor in (query, key, value, decay, theta) if tensor is not None]
-        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        parts = (_run(group, query, key, value, decay, theta, scaling, causal, differentiable) for group in groups)
-        if differentiable:
-            # Tokens before heads in memory, as the projection after this reads them.
-            outputs = [torch.cat(list(part)).to(query.dtype).transpose(1, 2) for part in parts]
-            output = (torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]).transpose(1, 2)
-        else:
-            output = query.new_empty(*(query.shape[dim] for dim in (0, 2, 1, 3))).transpose(1, 2)
-            first = 0
-            for group, part in zip(groups, parts, strict=True):
-                _fill(output.narrow(1, first, len(group.heads)), part)
-                first += len(group.heads)
+        if len(groups) == 1:
+            return _run(groups[0], query, key, value, decay, theta, scaling, causal)
+        outputs = [_run(group, query, key, value, decay, theta, scaling, causal) for group in groups]
+        # Tokens before heads in memory, as the projection after this reads them.
+        output = torch.cat([output.transpose(1, 2) for output in outputs], dim=2).transpose(1, 2)
         order = [head for group in groups for head in group.heads]
         if order == sorted(order):
             return output
         return output[:, torch.tensor(order, device=query.device).argsort()]
-
-
-def _fill(output: torch.Tensor, parts: Iterator[torch.Tensor]) -> None:
-    """Write the parts, (some of the batch, heads, queries, channels) each, one after the other."""
-    first = 0
-    for part in parts:
-        output[first : first + len(part)] = part
-        first += len(part)
 
 
 def _run(
@@ -130,22 +113,17 @@ def _run(
     theta: torch.Tensor | None,
     scaling: float,
     causal: bool,
-    differentiable: bool,
-) -> Iterator[torch.Tensor]:
-    """The outputs of a group of heads, for the whole batch or one image after the other."""
+) -> torch.Tensor:
+    """The output of a group of heads."""
     report_backend("attention", group.backend)
     query, key, value = (group.of(tensor, 1) for tensor in (query, key, value))
     decay, theta = (None if tensor is None else group.of(tensor, 0) for tensor in (decay, theta))
     if group.backend == "windowed":
         assert decay is not None
-        yield windowed_attention(query, key, value, decay, theta, scaling, group.window)
-    elif group.backend == "folded" and not differentiable:
-        for (folded_query, folded_key), image in zip(
-            fold_images(query, key, decay, theta), value.split(1), strict=True
-        ):
-            yield _plain(folded_query, folded_key, image, scaling, causal)
+        output = windowed_attention(query, key, value, decay, theta, scaling, group.window)
     else:
-        yield _BACKENDS[group.backend](query, key, value, decay, theta, scaling, causal)
+        output = _BACKENDS[group.backend](query, key, value, decay, theta, scaling, causal)
+    return output.to(query.dtype)
 
 
 _traced = opaque_operator(
@@ -268,7 +246,14 @@ def _folded(
     causal: bool,
 ) -> torch.Tensor:
     """Plain attention of folded queries and keys."""
-    return _plain(*fold(query, key, decay, theta), value, scaling, causal)
+    inputs = [tensor for tensor in (query, key, decay, theta) if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _plain(*fold(query, key, decay, theta), value, scaling, causal)
+    first, outputs = 0, []
+    for q, k in fold_images(query, key, decay, theta):
+        outputs.append(_plain(q, k, value[first : first + len(q)], scaling, causal))
+        first += len(q)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool) -> torch.Tensor:

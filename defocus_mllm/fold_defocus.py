@@ -7,7 +7,9 @@ other one falls, so the product is as exact as q.k itself while both stay in the
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,11 @@ from .kernels_defocus import at_least_float32
 
 # Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
 _STRIDE = 32
+# Without gradients: folded at once, and in a table that is kept, at most (4 MiB and 1 MiB in float32).
+_NUMBERS_AT_ONCE = 2**20
+_NUMBERS_OF_A_KEPT_TABLE = 2**18
+# Folded queries or keys for which memory is kept, at most (8 MiB in float32).
+_NUMBERS_KEPT = 2**21
 
 
 def fold(
@@ -34,7 +41,8 @@ def fold(
     Returns:
         Both in their shapes and dtypes.
     """
-    time, queries = _centred(query, key), query.shape[2]
+    queries = query.shape[2]
+    time = _centred(queries, key.shape[2], key.device)
     phases = None if theta is None else unit_phases(theta.detach(), time, at_least_float32(query).dtype)
     late = None if phases is None else phases[:, -queries:]
     query = scale_tokens(query, decay, theta, time[-queries:], late)
@@ -44,29 +52,85 @@ def fold(
 def fold_images(
     query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`fold` of one image of the batch after the other, without gradients.
+    """`fold` of a few images of the batch after the other, without gradients.
 
-    The folded tensors of an image fit into the cache and into memory that the previous one gave back.
+    What is folded at once fits into the cache, and into memory that the previous images gave back.
     """
+    queries, keys, dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
+    images = images_at_once(key)
     if decay is None and theta is None:
-        yield from zip(query.split(1), key.split(1), strict=True)
+        yield query, key
         return
-    time, queries, dtype = _centred(query, key), query.shape[2], at_least_float32(query).dtype
+    if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
+        rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
+        of_query, of_key = _kept_tables(rates, frequencies, queries, keys, dtype)
+    else:
+        of_query, of_key = _tables(decay, theta, queries, keys, dtype)
+    for q, k in zip(query.split(images), key.split(images), strict=True):
+        yield _multiply_into(0, q, of_query), _multiply_into(1, k, of_key)
+
+
+def images_at_once(key: torch.Tensor) -> int:
+    """How many images of a batch `fold_images` folds at once."""
+    return max(1, _NUMBERS_AT_ONCE // key[0].numel())
+
+
+class _Scratch(threading.local):
+    """Memory that folded queries (0) and keys (1) of a thread use over and over: new pages cost more than folding."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def get(self, place: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Uninitialised, of this shape."""
+        kept = self.numbers.get((place, dtype))
+        if kept is None or kept.numel() < shape.numel():
+            with torch.inference_mode(False):
+                kept = torch.empty(shape.numel(), dtype=dtype)
+            self.numbers[place, dtype] = kept
+        return kept[: shape.numel()].view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _multiply_into(place: int, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`x` times `table` in memory that the next call uses again, where that is worth it."""
+    factors = at_least_float32(x)
+    if not table.is_complex() or x.device.type != "cpu" or x.numel() > _NUMBERS_KEPT:
+        return _multiply(factors, table).to(x.dtype)
+    pairs = _as_pairs(factors)
+    product = torch.mul(pairs, table, out=_scratch.get(place, pairs.shape, pairs.dtype))
+    return torch.view_as_real(product).flatten(-2).to(x.dtype)
+
+
+def _tables(
+    decay: torch.Tensor | None, theta: torch.Tensor | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the last `queries` of `keys` tokens as queries, and of all of them as keys."""
+    filter_ = theta if decay is None else decay
+    assert filter_ is not None
+    time = _centred(queries, keys, filter_.device)
     phases = None if theta is None else unit_phases(theta, time, dtype)
-    late = None if phases is None else phases[:, -queries:]
-    of_query = _table(decay, time[-queries:], late, dtype)
-    of_key = _table(None if decay is None else -decay, time, phases, dtype)
-    for q, k in zip(query.split(1), key.split(1), strict=True):
-        yield (
-            _multiply(at_least_float32(q), of_query).to(query.dtype),
-            _multiply(at_least_float32(k), of_key).to(key.dtype),
-        )
+    late = None if phases is None else phases[:, keys - queries :]
+    of_query = _table(decay, time[keys - queries :], late, dtype)
+    return of_query, _table(None if decay is None else -decay, time, phases, dtype)
 
 
-def _centred(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Places of the tokens of `key` relative to the middle of those of `query`, (keys,), float64."""
-    keys = key.shape[2]
-    return torch.arange(keys, device=key.device, dtype=torch.float64) + ((query.shape[2] + 1) / 2 - keys)
+@functools.lru_cache(maxsize=64)
+def _kept_tables(
+    decay: tuple[Any, ...] | None, theta: tuple[Any, ...] | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_tables` of these very numbers, each (shape, values ...); making them is dear for short sequences."""
+    rates, frequencies = (
+        None if x is None else torch.tensor(x[1:], dtype=torch.float64).view(x[0]) for x in (decay, theta)
+    )
+    return _tables(rates, frequencies, queries, keys, dtype)
+
+
+def _centred(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Places of `keys` tokens relative to the middle of the last `queries` of them, (keys,), float64."""
+    return torch.arange(keys, device=device, dtype=torch.float64) + ((queries + 1) / 2 - keys)
 
 
 def unit_phases(theta: torch.Tensor, time: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -105,12 +169,30 @@ def scale_tokens(
     if rate is None and theta is None:
         return hidden_states
     factors = at_least_float32(hidden_states)
+    if torch.compiler.is_compiling():
+        return _scale_in_real_numbers(factors, rate, theta, time).to(hidden_states.dtype)
     if theta is not None and phases is None:
         phases = unit_phases(theta.detach(), time, factors.dtype)
     with torch.no_grad():
         table = _table(rate, time, phases, factors.dtype)
         table = table[:, None] if factors.ndim == 5 else table
     return _ScaleTokens.apply(factors, rate, theta, time, table).to(hidden_states.dtype)
+
+
+def _scale_in_real_numbers(
+    x: torch.Tensor, rate: torch.Tensor | None, theta: torch.Tensor | None, time: torch.Tensor
+) -> torch.Tensor:
+    """The same without complex numbers, which a compiler cannot fuse."""
+    across = (slice(None), None) if x.ndim == 5 else (slice(None),)
+    if theta is not None:
+        angle = theta.double()[:, None, :] * time[:, None]
+        cosine, sine = (table.to(x.dtype)[across] for table in (angle.cos(), angle.sin()))
+        real, imaginary = x[..., 0::2], x[..., 1::2]
+        x = torch.stack((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1).flatten(-2)
+    if rate is None:
+        return x
+    exponent = (rate.double()[:, None] * time).clamp(min=math.log(torch.finfo(x.dtype).tiny))
+    return x * torch.exp(exponent).to(x.dtype)[..., None][across]
 
 
 def _as_pairs(x: torch.Tensor) -> torch.Tensor:

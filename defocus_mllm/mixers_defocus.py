@@ -17,6 +17,7 @@ from transformers import initialization as init
 
 from .attention_core_defocus import defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
+from .bounded_attention_defocus import DefocusBoundedAttentionState, bounded_attention
 from .configuration_defocus import DefocusVisionConfig
 from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, group_rms_norm
@@ -103,14 +104,22 @@ class DefocusAttention(_HeadMixer):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def start_state(self, window: int | None) -> DefocusBoundedAttentionState | None:
+        """What starts a sequence: None, or with a `window` (in tokens) a state that stays of a constant size."""
+        if window is None:
+            return None
+        if not self.causal:
+            raise ValueError("non-causal attention has no state: give it the whole sequence at once")
+        return DefocusBoundedAttentionState(window)
+
     def forward(
-        self, hidden_states: torch.Tensor, state: DefocusAttentionState | None = None
-    ) -> tuple[torch.Tensor, DefocusAttentionState]:
+        self, hidden_states: torch.Tensor, state: DefocusAttentionState | DefocusBoundedAttentionState | None = None
+    ) -> tuple[torch.Tensor, DefocusAttentionState | DefocusBoundedAttentionState]:
         """Mix tokens.
 
         Args:
             hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
-            state: what the previous piece returned; None starts a sequence.
+            state: what the previous piece returned; None starts a sequence, and so does `start_state`.
 
         Returns:
             The mixed tokens, same shape, and the state after them.
@@ -122,12 +131,16 @@ class DefocusAttention(_HeadMixer):
             raise ValueError("non-causal attention has no state: give it the whole sequence at once")
         batch, num_tokens, hidden_size = hidden_states.shape
         query, key, value = self.split_heads(self.qkv(hidden_states), 3)
-        if state is not None:
-            key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
         decay, theta = self.rates()
-        mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
-        output = self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
-        return output, DefocusAttentionState(key, value)
+        after: DefocusAttentionState | DefocusBoundedAttentionState
+        if isinstance(state, DefocusBoundedAttentionState):
+            mixed, after = bounded_attention(query, key, value, decay, theta, self.scaling, state)
+        else:
+            if state is not None:
+                key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
+            mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
+            after = DefocusAttentionState(key, value)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size)), after
 
 
 class DefocusRetention(_HeadMixer):
