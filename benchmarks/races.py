@@ -5,6 +5,7 @@ A round measures every contestant once, in random order; what disturbs the machi
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import statistics
@@ -140,18 +141,11 @@ def run_race(race: Race, rules: Rules) -> dict[str, Any]:
         What `results.json` holds of it. A contestant that raised has an `error`, and so have its comparisons.
     """
     runners = [_Runner(contestant) for contestant in race.build()]
-    generator = random.Random(rules.seed)
-    rounds = rules.repeats
-    with tqdm(desc=race.title, total=rounds, unit="round", leave=False, mininterval=0.5) as progress:
-        for _ in range(WARM_UP_ROUNDS if race.warm_up else 0):
-            started = rules.clock()
-            _run_round(runners, generator, counts=False)
-            taken = max(rules.clock() - started, 1e-9)
-            rounds = max(rules.repeats, min(MOST_ROUNDS, math.ceil(rules.seconds / taken)))
-        progress.reset(rounds)
-        for _ in range(rounds):
-            _run_round(runners, generator, counts=True)
-            progress.update()
+    gc.freeze()  # a collection that walks through all of PyTorch's objects takes longer than many a sample
+    try:
+        rounds = _run_rounds(race, runners, rules)
+    finally:
+        gc.unfreeze()
     by_name = {runner.contestant.name: runner for runner in runners}
     return {
         "title": race.title,
@@ -165,6 +159,23 @@ def run_race(race: Race, rules: Rules) -> dict[str, Any]:
             for comparison in race.comparisons
         ],
     }
+
+
+def _run_rounds(race: Race, runners: Sequence[_Runner], rules: Rules) -> int:
+    """Warm up and measure; returns how many rounds counted."""
+    generator = random.Random(rules.seed)
+    rounds = rules.repeats
+    with tqdm(desc=race.title, total=rounds, unit="round", leave=False, mininterval=0.5) as progress:
+        for _ in range(WARM_UP_ROUNDS if race.warm_up else 0):
+            started = rules.clock()
+            _run_round(runners, generator, counts=False)
+            taken = max(rules.clock() - started, 1e-9)
+            rounds = max(rules.repeats, min(MOST_ROUNDS, math.ceil(rules.seconds / taken)))
+        progress.reset(rounds)
+        for _ in range(rounds):
+            _run_round(runners, generator, counts=True)
+            progress.update()
+    return rounds
 
 
 def _run_round(runners: Sequence[_Runner], generator: random.Random, counts: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_one_that_fails_is_out_and_the_others_go_on(capsys: pytest.CaptureFixtur
     assert {"ratio", "holds"}.isdisjoint(failed)
     assert fine["ratio"] == 2.0
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_garbage_collector_has_little_to_look_at_meanwhile() -> None:
+    frozen = []
+    track = Track()
+    run(track, track.contestant("A", lambda _: float(frozen.append(gc.get_freeze_count()) or 1)))
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_backends_and_operations_are_told() -> None:
