@@ -158,10 +158,10 @@ def mamba_peer(setting: Setting, config: DefocusVisionConfig) -> MambaModel:
     return build(lambda: MambaModel(MambaConfig(**shapes)), setting)
 
 
-def random_images(setting: Setting, batch: int, image_size: int) -> torch.Tensor:
-    """Normalised pixels, (batch, 3, image_size, image_size)."""
+def random_images(setting: Setting, batch: int, height: int, width: int | None = None) -> torch.Tensor:
+    """Normalised pixels, (batch, 3, height, width); square unless a width is given."""
     generator = torch.Generator(setting.device).manual_seed(setting.rules.seed)
-    shape = (batch, 3, image_size, image_size)
+    shape = (batch, 3, height, height if width is None else width)
     return torch.rand(shape, generator=generator, device=setting.device).mul_(2).sub_(1).to(setting.dtype)
 
 

@@ -41,6 +41,8 @@ class Sizes:
     """Stream: tokens of a row."""
     rows: tuple[int, int]
     """Stream: the early and the late row."""
+    attention_window: int
+    """Stream: tokens that a bounded state of attention keeps exactly."""
     answer_image: int
     """Stream of the MLLM: height and width of its image, in pixels."""
     mllm_image: int
@@ -92,6 +94,7 @@ CPU_SIZES = Sizes(
     growth_lengths=(1024, 2048, 4096, 8192, 16384),
     row_tokens=32,
     rows=(2, 100),
+    attention_window=256,
     answer_image=512,
     mllm_image=224,
     text=_SMALL_LLAMA,
@@ -117,6 +120,7 @@ GPU_SIZES = Sizes(
     growth_lengths=(1024, 2048, 4096, 8192, 16384),
     row_tokens=32,
     rows=(2, 100),
+    attention_window=256,
     answer_image=512,
     mllm_image=384,
     text=_LLAMA_7B,
@@ -143,6 +147,7 @@ TOY_SIZES = Sizes(
     growth_lengths=(16, 32),
     row_tokens=4,
     rows=(2, 4),
+    attention_window=4,
     answer_image=32,
     mllm_image=32,
     text={**_TOY, "num_attention_heads": 2, "vocab_size": 64},

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.attention import attention_races
 from benchmarks.encoders import encoder_races
+from benchmarks.first_answer import first_answer_races
 from benchmarks.growth import growth_races
 from benchmarks.memory import memory_races
 from benchmarks.mllm import mllm_races
@@ -55,6 +56,12 @@ _ALL = (
         ("growth_retention", "growth_mamba", "growth_attention"),
     ),
     Benchmark("stream", "what the next row of a stream costs", push_races, ("push_retention", "push_mamba")),
+    Benchmark(
+        "first_answer",
+        "from the last row of an image to the first answer token, stream against batch path",
+        first_answer_races,
+        ("first_answer",),
+    ),
     Benchmark(
         "mllm",
         "time to first token and decoding against LlavaForConditionalGeneration",

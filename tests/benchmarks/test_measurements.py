@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModel
 
 from benchmarks import memory, stage2
 from benchmarks.attention import attention_races, core_backward
 from benchmarks.encoders import count_flops, encoder_races
+from benchmarks.first_answer import first_answer_races
 from benchmarks.growth import growth_races
 from benchmarks.memory import peak_memory, training_step_memory
 from benchmarks.mllm import TokenTimes
@@ -33,11 +36,14 @@ from benchmarks.models import (
     random_heads,
     random_images,
 )
+from benchmarks.pushes import push_races
 from benchmarks.sampling import Stopwatch
 from benchmarks.setting import CPU_SIZES, GPU_SIZES, SUITES, Setting
 from benchmarks.shows import SHOWS
 from benchmarks.suites import BENCHMARKS, benchmarks_of, perform
+from defocus_mllm import DefocusVisionModel
 from defocus_mllm.mixers_defocus import DefocusAttention, DefocusRetention
+from defocus_mllm.stream_defocus import DefocusStream
 
 TOY = Setting.of("cpu", toy=True)
 FULL_CPU = Setting.of("cpu", toy=False)
@@ -189,13 +195,9 @@ def test_the_count_of_operations_is_that_of_pytorch_for_the_peer() -> None:
     # The peer on the meta device, where PyTorch counts every product of its attention; nothing is computed.
     image_size, batch = CPU_SIZES.images[0]
     with torch.device("meta"):
-        from transformers import CLIPVisionModel
-
         clip = CLIPVisionModel(clip_config(FULL_CPU, image_size))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             clip(torch.empty(batch, 3, image_size, image_size))
-        from defocus_mllm import DefocusVisionModel
-
         ours = DefocusVisionModel(FULL_CPU.encoder_config("attention", image_size))
     assert count_flops(ours, batch, backward=False) == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert count_flops(ours, batch, backward=True) == 3 * count_flops(ours, batch, backward=False)
@@ -269,7 +271,58 @@ def test_a_training_step_has_moved_the_weights(monkeypatch: pytest.MonkeyPatch) 
     assert measured["backends"]["scan"]
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows that the cache held before, tokens) of every call of an encoder."""
+    calls: list[tuple[int, int]] = []
+    forward = DefocusVisionModel.forward
+
+    def counted(self: DefocusVisionModel, pixel_values: torch.Tensor, **arguments: Any) -> Any:
+        cache = arguments.get("past_key_values")
+        before = 0 if cache is None else cache.num_rows
+        output = forward(self, pixel_values, **arguments)
+        calls.append((before, output.last_hidden_state.shape[1]))
+        return output
+
+    monkeypatch.setattr(DefocusVisionModel, "forward", counted)
+    return calls
+
+
+def counting(encoded: list[tuple[int, int]]) -> Setting:
+    """The toy setting with a clock that shows how many tokens have been encoded."""
+    clock = dataclasses.replace(TOY.rules, clock=lambda: float(sum(tokens for _, tokens in encoded)))
+    return dataclasses.replace(TOY, rules=clock)
+
+
+def test_a_row_is_pushed_after_all_rows_before_it_each_time(encoded: list[tuple[int, int]]) -> None:
+    races = push_races(counting(encoded))
+    assert [race.shapes["window"] for race in races] == [None, None, None, TOY.sizes.attention_window]
+    for race in races:
+        for row, contestant in zip(TOY.sizes.rows, race.build(), strict=True):
+            for _ in range(2):
+                encoded.clear()
+                assert contestant.sample().value == TOY.sizes.row_tokens
+                assert encoded == [(row - 1, TOY.sizes.row_tokens)]
+
+
+def test_a_stream_has_only_the_last_row_left_and_the_batch_path_everything(encoded: list[tuple[int, int]]) -> None:
+    config = TOY.encoder_config("attention", TOY.sizes.answer_image)
+    columns = TOY.sizes.answer_image // config.patch_size
+    for race in first_answer_races(counting(encoded)):
+        stream, batch = race.build()
+        for _ in range(2):
+            assert stream.sample().value == columns + 1, "the last row of patches, and the class token"
+            assert batch.sample().value == config.num_image_tokens
+
+
+def test_a_stream_that_answers_otherwise_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = DefocusStream.ask
+    monkeypatch.setattr(DefocusStream, "ask", lambda *words, **settings: ask(*words, **settings) + 1)
+    with pytest.raises(ValueError, match="stream and batch path answer differently"):
+        first_answer_races(TOY)[0].build()
+
+
 def test_races_are_named_once() -> None:
-    for races in (attention_races, encoder_races, growth_races):
+    for races in (attention_races, encoder_races, growth_races, push_races, first_answer_races):
         titles = [race.title for race in races(FULL_CPU)]
         assert len(titles) == len(set(titles))
