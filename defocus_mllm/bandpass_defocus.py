@@ -62,34 +62,19 @@ class DefocusBandPass(nn.Module):
         """lambda = -exp(lambda_hat), shape (heads,), negative, in at least float32; None without decay."""
         return None if self.lambda_hat is None else -torch.exp(at_least_float32(self.lambda_hat))
 
-    def decay_factor(self, distance: torch.Tensor, scale_factor: float = 1.0) -> torch.Tensor | None:
-        """Return e^{lambda |distance|}.
+    def rates(
+        self, delta_scale_factor: float = 1.0, rope_scale_factor: float = 1.0
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """lambda, (heads,), and theta, (heads, pairs), a token, in at least float32; None for what there is not.
 
         Args:
-            distance: t - s, shape (queries, keys), in tokens.
-            scale_factor: divides the distances.
-
-        Returns:
-            Shape (heads, queries, keys), in at least float32; None without decay.
+            delta_scale_factor, rope_scale_factor: divide lambda and theta (equally, distances and positions).
         """
-        decay = self.decay
-        if decay is None:
-            return None
-        return torch.exp(decay[:, None, None] / scale_factor * distance.abs().to(decay.dtype))
-
-    def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor, scale_factor: float = 1.0) -> torch.Tensor:
-        """Multiply the pairs of channels (2k, 2k+1) by e^{i theta_k position}; phases are never below float32.
-
-        Args:
-            hidden_states: (batch, heads, tokens, channels of a head).
-            positions: (tokens,), in tokens.
-            scale_factor: divides the positions.
-        """
-        if self.theta is None:
-            return hidden_states
-        theta = at_least_float32(self.theta)
-        phase = (positions.to(theta.dtype) / scale_factor)[:, None] * theta[:, None, :]  # (heads, tokens, pairs)
-        return rotate_pairs(hidden_states, phase.repeat_interleave(2, dim=-1))
+        decay, theta = self.decay, self.theta
+        return (
+            None if decay is None else decay / delta_scale_factor,
+            None if theta is None else at_least_float32(theta) / rope_scale_factor,
+        )
 
     def frequency_response(self, omega: torch.Tensor) -> torch.Tensor:
         """Gain |y(omega)| / |x(omega)| of eq. 7, for a filter with both factors.

@@ -17,9 +17,9 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 BACKENDS = {
-    "attention": ("reference",),
-    "retention": ("reference",),
-    "scan": ("reference", "compiled"),
+    "attention": ("reference", "folded", "windowed", "flex"),
+    "retention": ("reference", "chunked"),
+    "scan": ("reference", "compiled", "triton"),
 }
 _runs: Counter[tuple[str, str]] = Counter()
 

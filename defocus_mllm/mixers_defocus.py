@@ -18,7 +18,9 @@ from transformers import initialization as init
 
 from .attention_core_defocus import defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
+from .bounded_attention_defocus import DefocusBoundedAttentionState, bounded_attention
 from .configuration_defocus import DefocusVisionConfig
+from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .retention_core_defocus import retention
 from .scan_core_defocus import selective_scan
@@ -31,7 +33,7 @@ class DefocusAttentionState:
     """What causal attention carries between pieces of a sequence.
 
     Attributes:
-        key: rotated keys of all tokens so far, (batch, heads, tokens, channels of a head).
+        key: keys of all tokens so far, not rotated, (batch, heads, tokens, channels of a head).
         value: their values, same shape.
     """
 
@@ -100,9 +102,9 @@ class _HeadMixer(nn.Module):
         split = hidden_states.view(batch, num_tokens, parts, self.num_heads, self.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
-    def rotate(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Turn by the phases of `positions`, (tokens,), scaled to the resolution."""
-        return self.band_pass.rotate(hidden_states, positions, self.config.rope_scale_factor)
+    def rates(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """lambda, (heads,), and theta, (heads, pairs), a token, scaled to the resolution."""
+        return self.band_pass.rates(self.config.delta_scale_factor, self.config.rope_scale_factor)
 
 
 class DefocusAttention(_HeadMixer):
@@ -114,20 +116,22 @@ class DefocusAttention(_HeadMixer):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def start_state(self, attention_window: int | None) -> Any:
-        """See `_HeadMixer.start_state`."""
-        if attention_window is not None:
-            raise ValueError("attention_window: this attention has no bounded state")
-        return None
+    def start_state(self, attention_window: int | None) -> DefocusBoundedAttentionState | None:
+        """What starts a sequence: None, or with a window (in tokens) a state that stays of a constant size."""
+        if attention_window is None:
+            return None
+        if not self.causal:
+            raise ValueError("non-causal attention has no state: give it the whole sequence at once")
+        return DefocusBoundedAttentionState(attention_window)
 
     def forward(
-        self, hidden_states: torch.Tensor, state: DefocusAttentionState | None = None
-    ) -> tuple[torch.Tensor, DefocusAttentionState]:
+        self, hidden_states: torch.Tensor, state: DefocusAttentionState | DefocusBoundedAttentionState | None = None
+    ) -> tuple[torch.Tensor, DefocusAttentionState | DefocusBoundedAttentionState]:
         """Mix tokens.
 
         Args:
             hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
-            state: what the previous piece returned; None starts a sequence.
+            state: what the previous piece returned; None starts a sequence, and so does `start_state`.
 
         Returns:
             The mixed tokens, same shape, and the state after them.
@@ -138,19 +142,17 @@ class DefocusAttention(_HeadMixer):
         if state is not None and not self.causal:
             raise ValueError("non-causal attention has no state: give it the whole sequence at once")
         batch, num_tokens, hidden_size = hidden_states.shape
-        past = 0 if state is None else state.num_tokens
-        positions = torch.arange(past, past + num_tokens, device=hidden_states.device)
         query, key, value = self.split_heads(self.qkv(hidden_states), 3)
-        query, key = self.rotate(query, positions), self.rotate(key, positions)
-        if state is not None:
-            key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
-
-        distance = positions[:, None] - torch.arange(past + num_tokens, device=hidden_states.device)
-        visible = distance >= 0 if self.causal else None
-        factor = self.band_pass.decay_factor(distance, self.config.delta_scale_factor)
-        mixed = defocus_attention(query, key, value, factor, visible, self.scaling)
-        output = self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size))
-        return output, DefocusAttentionState(key, value)
+        decay, theta = self.rates()
+        after: DefocusAttentionState | DefocusBoundedAttentionState
+        if isinstance(state, DefocusBoundedAttentionState):
+            mixed, after = bounded_attention(query, key, value, decay, theta, self.scaling, state)
+        else:
+            if state is not None:
+                key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
+            mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
+            after = DefocusAttentionState(key, value)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size)), after
 
 
 class DefocusRetention(_HeadMixer):
@@ -180,12 +182,10 @@ class DefocusRetention(_HeadMixer):
         """
         num_tokens = hidden_states.shape[1]
         past = 0 if state is None else state.num_tokens
-        positions = torch.arange(past, past + num_tokens, device=hidden_states.device)
         query, key, value = self.split_heads(self.qkv(hidden_states), 3)
-        query, key = self.rotate(query, positions), self.rotate(key, positions) * self.scaling
-        decay = self.band_pass.decay
-        if decay is not None:
-            decay = decay / self.config.delta_scale_factor
+        decay, theta = self.rates()
+        time = past + torch.arange(num_tokens, device=query.device, dtype=torch.float64)
+        query, key = scale_tokens(query, None, theta, time), scale_tokens(key, None, theta, time) * self.scaling
         memory = None if state is None else state.memory
         mixed, memory = retention(query, key, value, decay, memory)
         mixed = group_rms_norm(mixed, self.head_dim, _GROUP_NORM_EPS).transpose(1, 2).flatten(2)

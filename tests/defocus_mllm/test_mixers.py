@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from defocus_mllm import DefocusVisionConfig
 from defocus_mllm.attention_core_defocus import defocus_attention
 from defocus_mllm.bandpass_defocus import DefocusBandPass
+from defocus_mllm.fold_defocus import scale_tokens
 from defocus_mllm.mixers_defocus import MIXERS
 from defocus_mllm.retention_core_defocus import retention
 
@@ -186,12 +187,14 @@ def test_gradients_of_a_piece_reach_what_came_before_it(decay):
 
 
 def test_the_decay_multiplies_the_logit_so_far_tokens_tend_to_uniform_attention():
-    query = torch.full((1, 1, 1, 4), 3.0, dtype=torch.float64)
-    key = torch.randn(1, 1, 5, 4, dtype=torch.float64)
-    value = torch.eye(5, dtype=torch.float64)[None, None]
-    vanished = torch.full((1, 1, 5), 1e-12, dtype=torch.float64)
-    weights = defocus_attention(query, key, value, vanished, None, 0.5)
-    torch.testing.assert_close(weights.flatten(), torch.full((5,), 0.2, dtype=torch.float64))
+    query = torch.full((1, 1, 1, 6), 3.0, dtype=torch.float64)
+    key = torch.randn(1, 1, 5, 6, dtype=torch.float64)
+    value = torch.eye(5, 6, dtype=torch.float64)[None, None]
+    decay = torch.tensor([-40.0], dtype=torch.float64)
+    weights = defocus_attention(query, key, value, decay, None, 0.5).flatten()[:5]
+    near = torch.exp(0.5 * (query[0, 0, 0] @ key[0, 0, 4])).item()
+    expected = torch.tensor([1, 1, 1, 1, near], dtype=torch.float64) / (4 + near)
+    torch.testing.assert_close(weights, expected)
 
 
 @pytest.mark.parametrize("kind", ["attention", "retention"])
@@ -249,12 +252,9 @@ def test_autocast_changes_little(kind):
 
 
 def test_phases_stay_in_float32_under_autocast():
-    band_pass = DefocusBandPass(1, 1, "fixed", "fixed")
-    positions = torch.tensor([1000])
     ones = torch.ones(1, 1, 1, 2, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        band_pass.theta.fill_(1.001)
-        rotated = band_pass.rotate(ones, positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rotated = scale_tokens(ones, None, torch.tensor([[1.001]]), torch.tensor([1000.0], dtype=torch.float64))
     phase = torch.tensor(1001.0)
     expected = torch.stack((phase.cos() - phase.sin(), phase.sin() + phase.cos()))
     torch.testing.assert_close(rotated.flatten().float(), expected, atol=1e-2, rtol=1e-2)
@@ -286,11 +286,8 @@ def test_an_impulse_through_retention_has_the_response_of_equation_7():
     value[0, 0, 0] = 1
     ones = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 1, num_tokens, 2)
     turned = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(1, 1, num_tokens, 2)
-    key = band_pass.rotate(ones, positions)
-    real, imaginary = (
-        retention(band_pass.rotate(query, positions), key, value, band_pass.decay)[0].flatten()
-        for query in (ones, turned)
-    )
+    key, *queries = (scale_tokens(x, None, band_pass.theta, positions.double()) for x in (ones, ones, turned))
+    real, imaginary = (retention(query, key, value, band_pass.decay)[0].flatten() for query in queries)
     omega = torch.tensor([0.0, 0.1, 0.15, 0.2, 0.4], dtype=torch.float64)
     spectrum = ((real - 1j * imaginary) * torch.exp(-1j * omega[:, None] * positions)).sum(dim=1).abs()
     torch.testing.assert_close(spectrum, band_pass.frequency_response(omega)[0, 0], rtol=2e-2, atol=0)

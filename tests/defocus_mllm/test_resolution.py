@@ -5,6 +5,7 @@ import torch
 
 from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig, DefocusVisionModel
 from defocus_mllm.embeddings_defocus import DefocusEmbeddings
+from defocus_mllm.fold_defocus import scale_tokens
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MAMBA = {"state_size": 4, "time_step_rank": 3, "group_norm_size": 16}
@@ -63,14 +64,16 @@ def test_the_same_size_changes_nothing():
 
 
 def test_scaled_positions_are_those_of_a_sequence_with_tokens_left_out():
-    """With a factor of 2, token 2 t of the longer sequence sees the phase of token t."""
+    """With a factor of 2, tokens 2 t of the longer sequence turn against each other as tokens t do."""
     plain, scaled = (
         DefocusVisionModel(build_config(rope_scale_factor=factor)).layers[0].mixer.double() for factor in (1, 2)
     )
     scaled.load_state_dict(plain.state_dict())
-    positions = torch.arange(5)
     tokens = torch.randn(1, 4, 5, 8, dtype=torch.float64)
-    torch.testing.assert_close(scaled.rotate(tokens, 2 * positions), plain.rotate(tokens, positions))
+    time = torch.arange(5, dtype=torch.float64)
+    slow = scale_tokens(tokens, None, scaled.rates()[1], 2 * time[:1])
+    torch.testing.assert_close(slow, scale_tokens(tokens, None, plain.rates()[1], time[:1]))
+    torch.testing.assert_close(2 * scaled.rates()[1], plain.rates()[1])
 
 
 def test_any_size_takes_what_fits_and_refuses_what_does_not():

@@ -1,0 +1,313 @@
+"""Decay and rotation as one complex factor a token, and the condition under which they fold into queries and keys.
+
+e^{lambda (t-s)} e^{i theta (t-s)} q.k = (e^{(lambda + i theta)(t-c)} q) . (e^{(-lambda + i theta)(s-c)} k) for any
+centre c, with a pair of channels (2j, 2j+1) read as one complex number. Along the sequence one factor grows as the
+other one falls, so the product is as exact as q.k itself while both stay in the range of the dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .kernels_defocus import at_least_float32
+
+# Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
+_STRIDE = 32
+# Without gradients: folded at once, and in a table that is kept, at most (4 MiB and 1 MiB in float32).
+_NUMBERS_AT_ONCE = 2**20
+_NUMBERS_OF_A_KEPT_TABLE = 2**18
+# Folded queries or keys for which memory is kept, at most (8 MiB in float32).
+_NUMBERS_KEPT = 2**21
+
+
+def fold(
+    query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated and decayed queries and keys, centred between the queries: their dot products are the logits of eq. 8.
+
+    Args:
+        query: of the last tokens, (batch, heads, queries, channels).
+        key: of all tokens, (batch, heads, keys, channels).
+        decay: lambda, (heads,), in tokens^-1; None for none. See `folds_safely`.
+        theta: (heads, channels / 2), in radians a token; None for none.
+
+    Returns:
+        Both in their shapes and dtypes.
+    """
+    queries = query.shape[2]
+    time = _centred(queries, key.shape[2], key.device)
+    phases = None if theta is None else unit_phases(theta.detach(), time, at_least_float32(query).dtype)
+    late = None if phases is None else phases[:, -queries:]
+    query = scale_tokens(query, decay, theta, time[-queries:], late)
+    return query, scale_tokens(key, None if decay is None else -decay, theta, time, phases)
+
+
+def fold_images(
+    query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`fold` of a few images of the batch after the other, without gradients.
+
+    What is folded at once fits into the cache, and into memory that the previous images gave back.
+    """
+    queries, keys, dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
+    images = images_at_once(key)
+    if decay is None and theta is None:
+        yield query, key
+        return
+    if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
+        rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
+        of_query, of_key = _kept_tables(rates, frequencies, queries, keys, dtype)
+    else:
+        of_query, of_key = _tables(decay, theta, queries, keys, dtype)
+    for q, k in zip(query.split(images), key.split(images), strict=True):
+        yield _multiply_into(0, q, of_query), _multiply_into(1, k, of_key)
+
+
+def images_at_once(key: torch.Tensor) -> int:
+    """How many images of a batch `fold_images` folds at once."""
+    return max(1, _NUMBERS_AT_ONCE // key[0].numel())
+
+
+class _Scratch(threading.local):
+    """Memory that folded queries (0) and keys (1) of a thread use over and over: new pages cost more than folding."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def get(self, place: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Uninitialised, of this shape."""
+        kept = self.numbers.get((place, dtype))
+        if kept is None or kept.numel() < shape.numel():
+            with torch.inference_mode(False):
+                kept = torch.empty(shape.numel(), dtype=dtype)
+            self.numbers[place, dtype] = kept
+        return kept[: shape.numel()].view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _multiply_into(place: int, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`x` times `table` in memory that the next call uses again, where that is worth it."""
+    factors = at_least_float32(x)
+    if not table.is_complex() or x.device.type != "cpu" or x.numel() > _NUMBERS_KEPT:
+        return _multiply(factors, table).to(x.dtype)
+    pairs = _as_pairs(factors)
+    product = torch.mul(pairs, table, out=_scratch.get(place, pairs.shape, pairs.dtype))
+    return torch.view_as_real(product).flatten(-2).to(x.dtype)
+
+
+def _tables(
+    decay: torch.Tensor | None, theta: torch.Tensor | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the last `queries` of `keys` tokens as queries, and of all of them as keys."""
+    filter_ = theta if decay is None else decay
+    assert filter_ is not None
+    time = _centred(queries, keys, filter_.device)
+    phases = None if theta is None else unit_phases(theta, time, dtype)
+    late = None if phases is None else phases[:, keys - queries :]
+    of_query = _table(decay, time[keys - queries :], late, dtype)
+    return of_query, _table(None if decay is None else -decay, time, phases, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_tables(
+    decay: tuple[Any, ...] | None, theta: tuple[Any, ...] | None, queries: int, keys: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_tables` of these very numbers, each (shape, values ...); making them is dear for short sequences."""
+    rates, frequencies = (
+        None if x is None else torch.tensor(x[1:], dtype=torch.float64).view(x[0]) for x in (decay, theta)
+    )
+    return _tables(rates, frequencies, queries, keys, dtype)
+
+
+def _centred(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Places of `keys` tokens relative to the middle of the last `queries` of them, (keys,), float64."""
+    return torch.arange(keys, device=device, dtype=torch.float64) + ((queries + 1) / 2 - keys)
+
+
+def unit_phases(theta: torch.Tensor, time: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """e^{i theta t} at evenly spaced times, one apart: (heads, tokens, pairs), the complex type of `dtype`.
+
+    Angles are computed in float64: 2,000 radians in float32 are off by 1e-4.
+    """
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+    tables = []
+    for times in (time[::_STRIDE], time[:_STRIDE] - time[0]):
+        angle = theta.double()[:, None, :] * times[:, None]
+        tables.append(torch.complex(angle.cos(), angle.sin()).to(complex_dtype))
+    coarse, fine = tables
+    return (coarse[:, :, None] * fine[:, None]).flatten(1, 2)[:, : len(time)]
+
+
+def scale_tokens(
+    hidden_states: torch.Tensor,
+    rate: torch.Tensor | None,
+    theta: torch.Tensor | None,
+    time: torch.Tensor,
+    phases: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply the pairs of channels by e^{(rate + i theta) t}, in at least float32; differentiable but in the time.
+
+    Args:
+        hidden_states: (batch, heads, tokens, channels), or (batch, heads, blocks, tokens, channels).
+        rate: (heads,), or None for no magnitude; one below the smallest normal number is raised to it.
+        theta: (heads, channels / 2), or None for no rotation.
+        time: t of each token, (tokens,), evenly spaced by one.
+        phases: `unit_phases` of these times, if they are at hand.
+
+    Returns:
+        The shape and dtype of `hidden_states`.
+    """
+    if rate is None and theta is None:
+        return hidden_states
+    factors = at_least_float32(hidden_states)
+    if torch.compiler.is_compiling():
+        return _scale_in_real_numbers(factors, rate, theta, time).to(hidden_states.dtype)
+    if theta is not None and phases is None:
+        phases = unit_phases(theta.detach(), time, factors.dtype)
+    with torch.no_grad():
+        table = _table(rate, time, phases, factors.dtype)
+        table = table[:, None] if factors.ndim == 5 else table
+    return _ScaleTokens.apply(factors, rate, theta, time, table).to(hidden_states.dtype)
+
+
+def _scale_in_real_numbers(
+    x: torch.Tensor, rate: torch.Tensor | None, theta: torch.Tensor | None, time: torch.Tensor
+) -> torch.Tensor:
+    """The same without complex numbers, which a compiler cannot fuse."""
+    across = (slice(None), None) if x.ndim == 5 else (slice(None),)
+    if theta is not None:
+        angle = theta.double()[:, None, :] * time[:, None]
+        cosine, sine = (table.to(x.dtype)[across] for table in (angle.cos(), angle.sin()))
+        real, imaginary = x[..., 0::2], x[..., 1::2]
+        x = torch.stack((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1).flatten(-2)
+    if rate is None:
+        return x
+    exponent = (rate.double()[:, None] * time).clamp(min=math.log(torch.finfo(x.dtype).tiny))
+    return x * torch.exp(exponent).to(x.dtype)[..., None][across]
+
+
+def _as_pairs(x: torch.Tensor) -> torch.Tensor:
+    """Pairs of channels as complex numbers: (..., channels) to (..., channels / 2)."""
+    if x.stride(-1) != 1 or x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
+        x = x.contiguous()  # cannot be viewed as complex numbers where it lies
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _table(
+    rate: torch.Tensor | None, time: torch.Tensor, phases: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """e^{(rate + i theta) t}: complex, (heads, tokens, pairs), or without phases real, (heads, tokens, 1)."""
+    if rate is None:
+        assert phases is not None
+        return phases
+    exponent = (rate.double()[:, None] * time).clamp(min=math.log(torch.finfo(dtype).tiny))
+    magnitude = torch.exp(exponent).to(dtype)[..., None]
+    return magnitude if phases is None else phases * magnitude
+
+
+def _multiply(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(_as_pairs(x) * table).flatten(-2) if table.is_complex() else x * table
+
+
+class _ScaleTokens(torch.autograd.Function):
+    """y = x table, with table = e^{(rate + i theta) t}; autograd's own way through the table touches more tensors."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        rate: torch.Tensor | None,
+        theta: torch.Tensor | None,
+        time: torch.Tensor,
+        table: torch.Tensor,
+    ) -> torch.Tensor:
+        return _multiply(x, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor | None, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, rate, theta, time, table = ctx.saved_tensors
+        if not table.is_complex():
+            of_x = gradient * table
+            parts = [of_x, x]
+        else:
+            of_x = _as_pairs(gradient) * table.conj_physical()
+            parts = [of_x, _as_pairs(x)]
+        of_rate = of_theta = None
+        if any(ctx.needs_input_grad[1:3]):
+            # Of y = x e^{z t}, the derivative with respect to z is t y, and conj(y) dy = conj(x) dx.
+            product = (parts[0] * parts[1].conj()).sum(dim=(0, 2) if x.ndim == 5 else 0)  # (heads, tokens, pairs)
+            weighted = torch.einsum("htk,t->hk", product, time.to(product.dtype))
+            if rate is not None:
+                of_rate = weighted.real.sum(dim=1).to(rate.dtype) if weighted.is_complex() else weighted.sum(dim=1)
+            if theta is not None:
+                of_theta = weighted.imag.to(theta.dtype)
+        gradient_of_x = torch.view_as_real(of_x).flatten(-2) if of_x.is_complex() else of_x
+        return gradient_of_x, of_rate, of_theta, None, None
+
+
+def largest_norm(hidden_states: torch.Tensor) -> float:
+    """The largest norm of a token's channels, of (..., tokens, channels)."""
+    return torch.linalg.vector_norm(at_least_float32(hidden_states), dim=-1).max().item()
+
+
+def folds_safely(
+    rate: float,
+    queries: int,
+    keys: int,
+    norms: tuple[float, float],
+    channels: int,
+    dtype: torch.dtype,
+    future_is_computed: bool = False,
+) -> bool:
+    """Whether decay `rate` can be folded into the last `queries` of `keys` tokens, centred between those queries.
+
+    With reach r = |rate| (queries - 1) / 2 the factors of queries and of the keys beside them lie in [e^-r, e^r].
+
+    - Range: e^r times the largest norm stays below the largest number of the dtype; and what a folded channel loses
+      below the smallest normal number, times e^r from the other side and summed over the channels, stays below the
+      rounding of a logit of 1: r <= ln(1 / tiny) - ln(channels max(1, norm)).
+    - Far keys: a key more than ln(1 / tiny) / |rate| before the centre gets too large a factor (`fold_table`), so the
+      logit it could at most have then must be below rounding: r <= ln(1 / tiny) - ln(1 / eps) - ln(norm norm).
+    - Future keys reach logits of e^{2r}. A kernel that masks them by filling never sees them; for one that adds minus
+      infinity (`future_is_computed`) they must stay finite.
+
+    Args:
+        norms: largest norm of a query and of a key; anything not finite is unsafe.
+        dtype: of the folded tensors.
+    """
+    reach = abs(rate) * (queries - 1) / 2
+    info = torch.finfo(dtype)
+    room = min(-math.log(info.tiny), math.log(info.max))
+    query_norm, key_norm = norms
+    if not (math.isfinite(rate) and math.isfinite(query_norm) and math.isfinite(key_norm)):
+        return False
+    largest = max(1.0, query_norm, key_norm)
+    if reach + math.log(channels * largest) > room:
+        return False
+    if future_is_computed and 2 * reach + 2 * math.log(largest) > room:
+        return False
+    clamps = abs(rate) * (keys - 1 - (queries - 1) / 2) > -math.log(info.tiny)
+    return not clamps or reach + 2 * math.log(largest) - math.log(info.eps) <= -math.log(info.tiny)
+
+
+def folds_any(rate: float, num_tokens: int, dtype: torch.dtype) -> bool:
+    """Whether this decay folds safely into any queries and keys of a whole sequence whose logits are finite at all.
+
+    Up to half the room of `folds_safely` (less the sum over channels), numbers large enough to leave it have products
+    that overflow without any folding.
+    """
+    room = min(-math.log(torch.finfo(dtype).tiny), math.log(torch.finfo(dtype).max))
+    return math.isfinite(rate) and -rate * (num_tokens - 1) / 2 <= room / 2 - 5
