@@ -69,10 +69,17 @@ def assert_equal(results, reference, tolerance):
     decay=st.sampled_from(["own", "delta", "channel", "token"]),
     seed=st.integers(0, 9),
 )
-@example(batch=2, tokens=131, channels=3, states=4, decay="own", seed=0)  # three segments
-@example(batch=1, tokens=64, channels=3, states=4, decay="delta", seed=0)  # a whole one
+@example(batch=1, tokens=65, channels=3, states=4, decay="own", seed=0)  # a segment and a token
 def test_the_triton_scan_is_the_plain_one(batch, tokens, channels, states, decay, seed):
     arguments = scan_arguments(batch, tokens, channels, states, decay, seed)
+    results = results_and_gradients(triton_scan, arguments, torch.float32)
+    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+
+
+@pytest.mark.parametrize("tokens", [16, 19])
+def test_sequences_of_several_segments(monkeypatch, tokens):
+    monkeypatch.setattr(triton_scan_defocus, "_SEGMENT", 8)
+    arguments = scan_arguments(2, tokens, 3, 4, "delta")
     results = results_and_gradients(triton_scan, arguments, torch.float32)
     assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
 
@@ -170,17 +177,22 @@ def test_programs_have_scratch_memory_of_their_own(monkeypatch):
             return lambda *arguments, **options: scratch.append(arguments[16]) or kernel[grid](*arguments, **options)
 
     monkeypatch.setattr(triton_scan_defocus, "_backward_kernel", Observed())
-    results_and_gradients(triton_scan, scan_arguments(2, 64, 9, 1), torch.float32)
+    monkeypatch.setattr(triton_scan_defocus, "_SEGMENT", 8)
+    results_and_gradients(triton_scan, scan_arguments(2, 8, 9, 1), torch.float32)
     assert scratch[0].shape[:2] == (2, 2)
     assert scratch[0].isfinite().all()
 
 
-def test_the_operators_pass_the_checks_of_torch():
+@pytest.mark.parametrize("decay", ["own", "delta"])
+def test_the_operators_pass_the_checks_of_torch(decay):
     arguments = [tensor.float().requires_grad_() for tensor in scan_arguments(1, 3, 2, 2)]
     arguments[4] = arguments[4].detach().bfloat16().requires_grad_()
+    if decay == "delta":
+        arguments[2] = None
     torch.library.opcheck(triton_scan_defocus._scan, (*arguments, True))
-    arguments[2] = None
-    torch.library.opcheck(triton_scan_defocus._scan, (*arguments, True))
+    given = [None if tensor is None else tensor.detach() for tensor in arguments]
+    results = triton_scan_defocus._scan(*given, True)
+    torch.library.opcheck(triton_scan_defocus._scan_backward, (*given, results[2], *results[:2]))
 
 
 @pytest.mark.parametrize("decay", ["own", "delta"])
