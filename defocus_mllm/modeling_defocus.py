@@ -16,11 +16,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
+from .cache_defocus import CACHE_NAME
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
-
-# Transformers 5.24 renamed the cache of decoders and of their outputs; ours follow the installed version.
-_CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+from .stream_defocus import DefocusStream
 
 
 @dataclass
@@ -109,14 +108,18 @@ class DefocusModel(DefocusPreTrainedModel):
         """Encode and project images.
 
         Args:
-            pixel_values: (images, channels, image_size, image_size).
+            pixel_values: (images, channels, image_size, image_size), or (sequences, frames, channels, ...) where the
+                encoder is to go on from frame to frame, see `DefocusVisionModel.forward`.
 
         Returns:
             The encoder's output, whose `pooler_output` is replaced by a list with one (image tokens, text hidden)
-            tensor per image: patches, registers and class token in this order.
+            tensor per image (frame): patches, registers and class token in this order.
         """
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        outputs["pooler_output"] = list(self.multi_modal_projector(outputs.last_hidden_state))
+        projected = self.multi_modal_projector(outputs.last_hidden_state)
+        if pixel_values.ndim == 5:
+            projected = projected.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
+        outputs["pooler_output"] = list(projected)
         return outputs
 
     def get_placeholder_mask(
@@ -176,7 +179,8 @@ class DefocusModel(DefocusPreTrainedModel):
 
         Args:
             input_ids: (batch, tokens), `image_token_id` where image tokens go; or `inputs_embeds`.
-            pixel_values: (images, channels, image_size, image_size), in the order of their placeholders.
+            pixel_values: (images, channels, image_size, image_size), in the order of their placeholders; or sequences
+                of frames, see `get_image_features`.
             past_key_values, cache: the cache of the language model, under its old or its new name.
             mm_encoder_outputs: {"image": output of `get_image_features`} instead of `pixel_values`.
 
@@ -196,12 +200,12 @@ class DefocusModel(DefocusPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{_CACHE: cache},
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         return DefocusModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            **{_CACHE: outputs.get(_CACHE)},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -233,6 +237,12 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `DefocusModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def open_stream(
+        self, processor: Any = None, frames: bool = False, attention_window: int | None = None
+    ) -> DefocusStream:
+        """Return an empty stream: it reads pixels as they arrive and answers at any point; see `DefocusStream`."""
+        return DefocusStream(self, processor, frames, attention_window)
 
     @can_return_tuple
     def forward(
@@ -274,7 +284,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         return DefocusCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{_CACHE: outputs.get(_CACHE)},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

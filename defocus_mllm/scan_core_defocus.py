@@ -93,7 +93,7 @@ def _plain_scan(
     x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
     increment = (delta * x)[..., None] * B[..., None, :]
     states = _LinearRecurrence.apply(torch.exp(decay_delta[..., None] * A), increment, initial)
-    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1]
+    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1].clone()  # a view would keep all states
 
 
 def scan_kernel(hidden_states: torch.Tensor) -> str:

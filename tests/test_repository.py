@@ -16,12 +16,17 @@ from transformers.dynamic_module_utils import get_imports
 from defocus_mllm.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("defocus_mllm", "training", "eval")
+PACKAGES = ("defocus_mllm", "training", "eval", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [ROOT / "Makefile", ROOT / ".ci" / "run", *sorted((ROOT / "training" / "recipes").glob("*.yaml"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-FORBIDDEN_IMPORTS = {"defocus_mllm": {"training", "eval"}, "training": {"eval"}, "eval": {"training"}}
+FORBIDDEN_IMPORTS = {
+    "defocus_mllm": {"training", "eval", "benchmarks"},
+    "training": {"eval", "benchmarks"},
+    "eval": {"training", "benchmarks"},
+    "benchmarks": {"training", "eval"},
+}
 STAYS_AT_HOME = {"__init__", "cli", "console", "convert", "convert_cli", "files", "images", "inspect", "loading"}
 STAYS_AT_HOME |= {"provenance", "released", "released_layout"}
 MAY_TRAVEL_WITH = {"torch", "transformers", "huggingface_hub"}
@@ -103,7 +108,7 @@ def test_the_model_package_is_flat() -> None:
     assert [path for path in (ROOT / "defocus_mllm").rglob("*.py") if path.parent.name != "defocus_mllm"] == []
 
 
-@pytest.mark.parametrize("package", ["training", "eval"])
+@pytest.mark.parametrize("package", ["training", "eval", "benchmarks"])
 def test_no_module_hides_a_library(package: str) -> None:
     names = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
     assert not names & (NAMES_OF_LIBRARIES | sys.stdlib_module_names)
@@ -143,7 +148,7 @@ def test_documented_commands_exist(page: Path) -> None:
     for command in shell_commands(page):
         for target in re.findall(r"\bmake ([a-z]+)", command):
             assert target in targets, f"{command!r}: the Makefile has no target {target!r}"
-        for module in re.findall(r"python -m ((?:training|eval|defocus_mllm)[\w.]*)", command):
+        for module in re.findall(r"python -m ((?:training|eval|benchmarks|defocus_mllm)[\w.]*)", command):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{command!r}: no module {module}"
         for script in re.findall(r"(?:python|accelerate launch) ((?:training|eval)/\S+\.py)", command):
             assert (ROOT / script).is_file(), f"{command!r}: no script {script}"
