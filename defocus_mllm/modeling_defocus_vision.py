@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,6 +18,7 @@ from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .mixers_defocus import MIXERS, DefocusMamba
+from .precision_defocus import DefocusFloat32Model
 
 if TYPE_CHECKING:
     # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
@@ -37,7 +37,9 @@ class DefocusDropPath(nn.Module):
         if self.rate == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.rate
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
+        # A comparison takes the rate as a number of the graph; drawing with it would compile the model for each rate.
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * kept.to(branch.dtype).div_(keep)
 
 
 class DefocusContextBroadcasting(nn.Module):
@@ -124,7 +126,7 @@ class DefocusMambaLayer(GradientCheckpointingLayer):
         return at_least_float32(hidden_states) + self.drop_path(mixed)
 
 
-class DefocusVisionPreTrainedModel(PreTrainedModel):
+class DefocusVisionPreTrainedModel(DefocusFloat32Model):
     """Weight initialisation and loading shared by the models of the encoder."""
 
     config: DefocusVisionConfig
