@@ -58,7 +58,8 @@ def _gather(embeds: torch.Tensor) -> torch.Tensor:
     from torch.distributed._functional_collectives import all_gather_single  # what torch offers since 2.13
 
     group: Any = torch.distributed.group.WORLD
-    counts = all_gather_single(torch.tensor([len(embeds)], device=embeds.device), 0, group)
+    # A tracer takes torch.tensor for a constant and gathers it while it traces, which not all processes do at once.
+    counts = all_gather_single(torch.full((1,), len(embeds), device=embeds.device), 0, group)
     check_all(
         counts == len(embeds),
         "all processes need the same number of pairs",
