@@ -21,7 +21,7 @@ def push_races(setting: Setting) -> list[Race]:
     Attention, whose state grows unless it is bounded, is shown and not judged.
     """
     window = setting.sizes.attention_window
-    kinds = [(mixer, name, None) for mixer, name in MIXER_NAMES.items()]
+    kinds: list[tuple[str, str, int | None]] = [(mixer, name, None) for mixer, name in MIXER_NAMES.items()]
     kinds.append(("attention", f"{MIXER_NAMES['attention']}, state bounded to {window} tokens", window))
     early, late = (_name(row) for row in setting.sizes.rows)
     tokens = setting.sizes.row_tokens

@@ -24,7 +24,9 @@ class DefocusDropPath(nn.Module):
         if self.rate == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.rate
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
+        # A comparison takes the rate as a number of the graph; drawing with it would compile the model for each rate.
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * kept.to(branch.dtype).div_(keep)
 
 
 class DefocusContextBroadcasting(nn.Module):

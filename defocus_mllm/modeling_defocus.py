@@ -13,10 +13,10 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import torch_compilable_check
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
 from .cache_defocus import CACHE_NAME
+from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
 from .stream_defocus import DefocusStream
@@ -136,10 +136,10 @@ class DefocusModel(DefocusPreTrainedModel):
         else:
             placeholders = input_ids == self.config.image_token_id
         expected = image_features.shape[0]
-        torch_compilable_check(
+        check_all(
             placeholders.sum() == expected,
-            f"the text has {placeholders.sum()} image placeholders but the images give {expected} tokens; "
             "use one <image> per image and let DefocusProcessor expand it",
+            lambda: f"the text has {placeholders.sum()} image placeholders but the images give {expected} tokens",
         )
         return placeholders.unsqueeze(-1)
 
@@ -159,7 +159,7 @@ class DefocusModel(DefocusPreTrainedModel):
             return inputs_embeds.masked_scatter(placeholders, image_features)
         if input_ids is not None and starts:
             no_placeholder = (input_ids != self.config.image_token_id).all()
-            torch_compilable_check(no_placeholder, "the text has image placeholders, but no image was given")
+            check_all(no_placeholder, "the text has image placeholders, but no image was given")
         return inputs_embeds
 
     @can_return_tuple

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
-from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .checks_defocus import check_all
 from .configuration_defocus_clip import DefocusCLIPConfig
 from .kernels_defocus import at_least_float32
 from .modeling_defocus_vision import DefocusVisionModel
+from .precision_defocus import DefocusFloat32Model
 
 # OpenCLIP keeps the factor on the similarities between 1 and 100 (training/train.py, after each step).
 LOGIT_SCALE_RANGE = (0.0, math.log(100))
@@ -57,13 +58,17 @@ def _gather(embeds: torch.Tensor) -> torch.Tensor:
     from torch.distributed._functional_collectives import all_gather_single  # what torch offers since 2.13
 
     group: Any = torch.distributed.group.WORLD
-    counts = all_gather_single(torch.tensor([len(embeds)], device=embeds.device), 0, group).tolist()
-    if len(set(counts)) > 1:
-        raise ValueError(f"all processes need the same number of pairs, but they have {counts}")
+    # A tracer takes torch.tensor for a constant and gathers it while it traces, which not all processes do at once.
+    counts = all_gather_single(torch.full((1,), len(embeds), device=embeds.device), 0, group)
+    check_all(
+        counts == len(embeds),
+        "all processes need the same number of pairs",
+        lambda: f"the processes have {counts.tolist()} pairs",
+    )
     return all_gather_single(embeds.contiguous(), 0, group)
 
 
-class DefocusCLIPPreTrainedModel(PreTrainedModel):
+class DefocusCLIPPreTrainedModel(DefocusFloat32Model):
     """Weight initialisation and loading of the contrastive model."""
 
     config: DefocusCLIPConfig
@@ -151,7 +156,7 @@ class DefocusCLIPModel(DefocusCLIPPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        torch_compilable_check((attention_mask != 0).any(dim=1).all(), "a text has no token: its mask is 0 throughout")
+        check_all((attention_mask != 0).any(dim=1), "a text has no token: its mask is 0 throughout")
         if position_ids is None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         outputs = self.text_model(

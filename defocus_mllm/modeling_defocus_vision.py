@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -24,6 +23,7 @@ from .layers_defocus import (
     DefocusRMSNorm,
 )
 from .mixers_defocus import DefocusMamba
+from .precision_defocus import DefocusFloat32Model
 
 if TYPE_CHECKING:
     # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .modeling_defocus_backbone import DefocusBackbone  # noqa: F401
 
 
-class DefocusVisionPreTrainedModel(PreTrainedModel):
+class DefocusVisionPreTrainedModel(DefocusFloat32Model):
     """Weight initialisation and loading shared by the models of the encoder."""
 
     config: DefocusVisionConfig

@@ -100,7 +100,7 @@ class DefocusStream:
         self._decoder_cache: Cache = DynamicCache(config=model.config.text_config)
         check_continuation(model.model.language_model, self._decoder_cache)
         self._ids: list[int] = []  # all that the language model has read
-        self._prompt: list[int] = []  # the same with a single placeholder for each image
+        self._prompt: list[int] = []  # with a processor: the same with a single placeholder for each image
         self._parts: list[dict[str, str]] = []  # with a processor: the parts of the user's message
 
     @property
@@ -168,9 +168,7 @@ class DefocusStream:
             self._parts.append({"type": "text", "text": self._plain_text(text)})
             return
         after = self.fork()
-        ids = self._token_ids(text)
-        after._prompt += ids
-        after._read(ids)
+        after._read(self._token_ids(text))
         self.__dict__.update(after.__dict__)
 
     @torch.inference_mode()
@@ -219,9 +217,8 @@ class DefocusStream:
             rendered = self._render(self._parts)
             images = [place for place, token in enumerate(rendered) if token == self.model.config.image_token_id]
             ids = rendered[len(self._prompt) : images[-1]]
-            self._prompt += ids
+            self._prompt += [*ids, self.model.config.image_token_id]
             self._read(ids)
-        self._prompt.append(self.model.config.image_token_id)
 
     def _read(self, ids: list[int], tokens: torch.Tensor | None = None) -> None:
         """Let the language model read `ids`, or image tokens (1, tokens, text hidden) in their place."""

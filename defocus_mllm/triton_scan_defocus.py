@@ -313,7 +313,7 @@ def _scan_backward(x, delta, decay_delta, A, B, C, initial, kept, dy, dlast):
     of_A = torch.empty_like(dlast)
     of_B, of_C = (x.new_empty(x.shape[0], grid[0], *B.shape[1:], dtype=torch.float32) for _ in range(2))
     tile = sizes["SEGMENT"] // sizes["STEPS"] * sizes["STATES"] * sizes["CHANNELS"]
-    scratch = x.new_empty(*grid, tile, dtype=torch.float32)
+    scratch = x.new_empty(grid[1], grid[0], tile, dtype=torch.float32)
     of_x, of_delta, of_decay, _, _, _, of_initial = gradients
     with torch.cuda.device_of(x):
         _backward_kernel[grid](

@@ -75,6 +75,10 @@ class CommonArguments:
     """Processes that prepare batches; 0 does it between the steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16 computes in bfloat16 and keeps the weights in float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them: less memory, slower."""
+    torch_compile: bool = False
+    """Compile the model: the first steps, and the first ones of a new shape, take minutes; all others are faster."""
     cpu: bool = False
     """Stay on the CPU even if there is a GPU."""
     dry_run: bool = False
@@ -127,8 +131,6 @@ class Stage0VisionArguments(CommonArguments, AugmentationArguments, StreamingArg
     """Mean of red, green and blue, from 0 to 1, that pixels are normalised with; default 0.5, or those of `model`."""
     image_std: list[float] = field(default_factory=list)
     """Standard deviation that goes with image_mean."""
-    gradient_checkpointing: bool = False
-    """Compute activations a second time instead of keeping them: less memory, slower."""
     decay_class_token: bool = True
     """Weight decay on class token and position embeddings too, as in the release (by accident)."""
     min_drop_path_rate: float = 0.0

@@ -45,7 +45,7 @@ def build_contrastive(arguments: Stage0ContrastiveArguments) -> Stage:
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
         # the model returns the mean over this process's pairs
-        return forward(**batch, return_loss=True).loss * (len(batch["input_ids"]) / items)
+        return forward(**batch, return_loss=True, use_cache=False).loss * (len(batch["input_ids"]) / items)
 
     def begin_epoch(epoch: int, num_epochs: int) -> None:
         model.vision_model.set_drop_path_rate(drop_path_rate_at(epoch, num_epochs, arguments))

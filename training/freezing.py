@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.acceleration import checkpointed_layers
+
 Components = Mapping[str, Sequence[nn.Module]]
 """Component name -> the modules that make it up; together they must hold every parameter of the model."""
 
@@ -28,6 +30,8 @@ class FreezePlan:
         model.train()
         for module in self.frozen_modules:
             module.eval()
+            for layer in checkpointed_layers(module):
+                layer.training = True  # else Transformers does not recompute it; the dropout inside it stays off
 
     @property
     def trainable_names(self) -> list[str]:

@@ -55,7 +55,7 @@ def build_language(arguments: Stage0LanguageArguments) -> Stage:
         return pad_examples([examples[key.sample] for key in keys], tokenizer.pad_token_id)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
-        return forward(**batch, num_items_in_batch=items).loss
+        return forward(**batch, num_items_in_batch=items, use_cache=False).loss
 
     return Stage(
         name="stage0_language",

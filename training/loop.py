@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from training.acceleration import checkpoint_activations, compile_in_place, explained_compilation
 from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
 from training.batches import Batch, load_batches
@@ -103,6 +104,11 @@ class TrainingLoop:
         self.stage.model.to(self.accelerator.device)
         betas = (arguments.adam_beta1, arguments.adam_beta2)
         optimizer = torch.optim.AdamW(groups, arguments.learning_rate, betas, arguments.adam_epsilon, fused=True)
+        self.recomputed = ""
+        if arguments.gradient_checkpointing:
+            self.recomputed = checkpoint_activations(self.stage.model, self.freeze.frozen_modules)
+        if arguments.torch_compile:
+            compile_in_place(self.stage.model, self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.average = [p.detach().clone() for p in self.parameters] if arguments.ema_decay > 0 else []
@@ -127,7 +133,7 @@ class TrainingLoop:
             mininterval=0.5,
             dynamic_ncols=True,
         )
-        with bar:
+        with bar, explained_compilation():
             while self.step < self.total_steps:
                 epoch = self._begin_epoch_if_new(epoch)
                 self._take_step(batches)
@@ -171,7 +177,8 @@ class TrainingLoop:
     def rehearse_step(self) -> float:
         """Loss of the first step on this process, after a forward and backward pass that changes no weight."""
         self._begin_epoch_if_new(-1)
-        loss, _ = self._forward_and_backward(self._batches())
+        with explained_compilation():
+            loss, _ = self._forward_and_backward(self._batches())
         self._check_finite(loss)
         self._raise_if_not_finite()
         self.optimizer.zero_grad(set_to_none=True)

@@ -210,7 +210,7 @@ def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, 
     image_side = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
-        loss = forward(**batch, num_items_in_batch=items).loss
+        loss = forward(**batch, num_items_in_batch=items, use_cache=False).loss
         if "pixel_values" not in batch:
             loss = loss + sum(0.0 * parameter.sum() for parameter in image_side if parameter.requires_grad)
         return loss

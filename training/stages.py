@@ -127,6 +127,10 @@ def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
         f"{accelerator.device}, mixed precision {arguments.mixed_precision}, {torch.get_num_threads()} thread(s); "
         f"weights, gradients and optimizer take {megabytes:,.0f} MiB, activations come on top",
     ]
+    if arguments.gradient_checkpointing:
+        lines.append(f"activations are computed a second time in {loop.recomputed}")
+    if arguments.torch_compile:
+        lines.append("the model is compiled in its first steps, and again for new shapes, which takes minutes")
     if loop.warmup_steps >= loop.total_steps:
         lines.append("warning: the warm-up is as long as the run, so learning_rate is reached at its end or not at all")
     if plan.num_samples < plan.global_batch_size:

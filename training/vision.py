@@ -71,8 +71,6 @@ def build_model(
     config.id2label = dataset.id2label
     config.label2id = {name: number for number, name in dataset.id2label.items()}
     model = DefocusForImageClassification(config)
-    if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
     return model, load_start(model, arguments.model) if arguments.model else []
 
 

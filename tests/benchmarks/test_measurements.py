@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -271,30 +271,38 @@ def test_a_training_step_has_moved_the_weights(monkeypatch: pytest.MonkeyPatch) 
     assert measured["backends"]["scan"]
 
 
+class Encoded(NamedTuple):
+    """One call of an encoder: the window and the rows of its cache before, and the tokens it encoded."""
+
+    window: int | None
+    rows: int
+    tokens: int
+
+
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(rows that the cache held before, tokens) of every call of an encoder."""
-    calls: list[tuple[int, int]] = []
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
+    """What every call of an encoder had to do."""
+    calls: list[Encoded] = []
     forward = DefocusVisionModel.forward
 
     def counted(self: DefocusVisionModel, pixel_values: torch.Tensor, **arguments: Any) -> Any:
         cache = arguments.get("past_key_values")
-        before = 0 if cache is None else cache.num_rows
+        window, before = (None, 0) if cache is None else (cache.attention_window, cache.num_rows)
         output = forward(self, pixel_values, **arguments)
-        calls.append((before, output.last_hidden_state.shape[1]))
+        calls.append(Encoded(window, before, output.last_hidden_state.shape[1]))
         return output
 
     monkeypatch.setattr(DefocusVisionModel, "forward", counted)
     return calls
 
 
-def counting(encoded: list[tuple[int, int]]) -> Setting:
+def counting(encoded: list[Encoded]) -> Setting:
     """The toy setting with a clock that shows how many tokens have been encoded."""
-    clock = dataclasses.replace(TOY.rules, clock=lambda: float(sum(tokens for _, tokens in encoded)))
+    clock = dataclasses.replace(TOY.rules, clock=lambda: float(sum(call.tokens for call in encoded)))
     return dataclasses.replace(TOY, rules=clock)
 
 
-def test_a_row_is_pushed_after_all_rows_before_it_each_time(encoded: list[tuple[int, int]]) -> None:
+def test_a_row_is_pushed_after_all_rows_before_it_each_time(encoded: list[Encoded]) -> None:
     races = push_races(counting(encoded))
     assert [race.shapes["window"] for race in races] == [None, None, None, TOY.sizes.attention_window]
     for race in races:
@@ -302,10 +310,10 @@ def test_a_row_is_pushed_after_all_rows_before_it_each_time(encoded: list[tuple[
             for _ in range(2):
                 encoded.clear()
                 assert contestant.sample().value == TOY.sizes.row_tokens
-                assert encoded == [(row - 1, TOY.sizes.row_tokens)]
+                assert encoded == [Encoded(race.shapes["window"], row - 1, TOY.sizes.row_tokens)]
 
 
-def test_a_stream_has_only_the_last_row_left_and_the_batch_path_everything(encoded: list[tuple[int, int]]) -> None:
+def test_a_stream_has_only_the_last_row_left_and_the_batch_path_everything(encoded: list[Encoded]) -> None:
     config = TOY.encoder_config("attention", TOY.sizes.answer_image)
     columns = TOY.sizes.answer_image // config.patch_size
     for race in first_answer_races(counting(encoded)):

@@ -92,5 +92,5 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(results):
 
 def test_processes_with_different_numbers_of_pairs_are_told_so(results):
     assert [result["uneven"] for result in results[2]] == [
-        "all processes need the same number of pairs, but they have [1, 2]"
+        "the processes have [1, 2] pairs; all processes need the same number of pairs"
     ] * 2

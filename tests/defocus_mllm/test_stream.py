@@ -81,6 +81,8 @@ def test_frames_answer_as_a_sequence_of_frames(pixels, mixer):
     assert stream.vision_cache.num_images == 3
     apart = batch(model, ids + QUESTION, pixels)
     assert (apart[1][0] - expected[1][0]).abs().max() > 1e-2, "the batch path knows frames from images"
+    features = model.get_image_features(pixels[None]).pooler_output
+    assert [tuple(frame.shape) for frame in features] == [(IMAGE_TOKENS, 32)] * 3
 
 
 def test_frames_in_beams_are_repeated_together(pixels):
