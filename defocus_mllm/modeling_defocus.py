@@ -15,7 +15,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .cache_defocus import CACHE_NAME
+from .cache_defocus import CACHE_NAME, given_cache
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
@@ -28,9 +28,11 @@ class DefocusModelOutputWithPast(BaseModelOutputWithPast):
 
     Attributes:
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: what `DefocusModel.get_image_features` returned for them.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -43,9 +45,11 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
         past_key_values: the cache of the language model (from Transformers 5.24 on also `cache`).
         hidden_states, attentions: of the language model, if asked for.
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: what `DefocusModel.get_image_features` returned for them.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class DefocusMultiModalProjector(nn.Module):
@@ -89,8 +93,9 @@ class DefocusModel(DefocusPreTrainedModel):
 
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
-        # The decay multiplies the logits; that is not implemented for other attention back ends.
-        config.vision_config._attn_implementation = "eager"
+        if config.vision_config._attn_implementation not in (None, "eager"):
+            # A back end for the language model alone, such as flash attention, must not stop the encoder.
+            config.vision_config._attn_implementation = "sdpa"
         self.vision_tower = DefocusVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DefocusMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -191,9 +196,10 @@ class DefocusModel(DefocusPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         images = (mm_encoder_outputs or {}).get("image")
         if images is None and pixel_values is not None:
-            images = self.get_image_features(pixel_values, return_dict=True)
+            wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+            images = self.get_image_features(pixel_values, return_dict=True, **wanted)
         image_features = None if images is None else torch.cat(images["pooler_output"])
-        cache = past_key_values if cache is None else cache
+        cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
@@ -209,6 +215,7 @@ class DefocusModel(DefocusPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            image_outputs=images,
         )
 
 
@@ -224,6 +231,9 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # Under tensor parallelism the head is split where the decoder's plan splits the embedding, which it may be.
+        if name in self.tp_plan:
+            self.tp_plan["lm_head"] = "colwise_gather_output"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -271,7 +281,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
+            cache=given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -288,6 +298,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
         )
 
 

@@ -61,6 +61,11 @@ class EncoderSuite(Suite, ModelTesterMixin):
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
 
+    def test_model_get_set_embeddings(self) -> None:
+        model = DefocusVisionModel(self.model_tester.get_config())
+        self.assertIs(model.get_input_embeddings(), model.embeddings.patch_embed)
+        self.assertIsNone(DefocusForImageClassification(self.model_tester.get_config()).get_output_embeddings())
+
 
 class AttentionEncoderTest(EncoderSuite, unittest.TestCase):
     mixer = "attention"

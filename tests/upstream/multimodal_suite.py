@@ -8,10 +8,23 @@ from typing import Any
 import torch
 from stand_ins import GenerationTesterMixin, Suite, random_pixels  # first: the next imports need it
 from encoder_suite import EncoderTester
+from upstream_tests import test_modeling_common
 from upstream_tests.test_configuration_common import ConfigTester
 from upstream_tests.test_modeling_common import ModelTesterMixin
 
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusModel
+
+IMAGE_TOKEN = 3
+_any_ids = test_modeling_common.ids_tensor
+
+
+def words(shape: Any, vocab_size: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """What `ids_tensor` gives, but with another word for the placeholder (see `overrides.ADAPTED`)."""
+    ids = _any_ids(shape, vocab_size, *args, **kwargs)
+    return ids.masked_fill(ids == IMAGE_TOKEN, IMAGE_TOKEN - 1)
+
+
+test_modeling_common.ids_tensor = words
 
 
 class MultimodalTester:
@@ -23,7 +36,7 @@ class MultimodalTester:
     num_attention_heads = 4
     hidden_size = 32
     vocab_size = 99
-    image_token_id = 3
+    image_token_id = IMAGE_TOKEN
     pad_token_id = 0
     is_training = True
 
@@ -76,6 +89,9 @@ class MultimodalSuite(Suite, ModelTesterMixin, GenerationTesterMixin):
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+    def _image_features_get_expected_num_attentions(self, model_tester: Any = None) -> int:
+        return self.model_tester.num_hidden_layers if self.mixer == "attention" else 0
 
 
 class AttentionMultimodalTest(MultimodalSuite, unittest.TestCase):

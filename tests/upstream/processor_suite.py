@@ -29,13 +29,10 @@ class DefocusImageProcessingTester(ImageProcessingTester):
 
 
 class ImageProcessorTest(Suite, ImageProcessingTestMixin, unittest.TestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        self.image_processor_tester = DefocusImageProcessingTester(self)
+    image_processor_tester_class = DefocusImageProcessingTester
 
-    @property
-    def image_processor_dict(self) -> dict[str, Any]:
-        return self.image_processor_tester.prepare_image_processor_dict()
+    def test_new_models_require_torchvision_backend(self) -> None:
+        self.assertEqual(list(self.image_processing_classes), ["pil"])
 
 
 class ProcessorTest(Suite, ProcessorTesterMixin, unittest.TestCase):

@@ -130,7 +130,7 @@ def summarise(report: Path) -> Counter[str]:
 
 def main(arguments: list[str]) -> int:
     """Fetch, run, summarise; returns the exit status."""
-    from overrides import NOT_IN_THE_DISTRIBUTION, OVERRIDES
+    from overrides import ADAPTED, NOT_IN_THE_DISTRIBUTION, OVERRIDES
 
     try:
         cache = fetch()
@@ -143,12 +143,10 @@ def main(arguments: list[str]) -> int:
         if not report.is_file():
             return status or 1
         total = summarise(report)
-    print(f"\noverridden: {len(OVERRIDES)}")
-    for name, reason in OVERRIDES.items():
-        print(f"  {name}: {reason}")
-    print("not run:")
-    for name, reason in NOT_IN_THE_DISTRIBUTION.items():
-        print(f"  {name}: {reason}")
+    for title, entries in (("overridden", OVERRIDES), ("adapted", ADAPTED), ("not run", NOT_IN_THE_DISTRIBUTION)):
+        print(f"{title}: {len(entries)}")
+        for name, reason in entries.items():
+            print(f"  {name}: {reason}")
     if not total["passed"]:
         print("error: no test ran")
     return 1 if total["failed"] or not total["passed"] else status
