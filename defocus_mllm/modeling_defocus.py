@@ -101,6 +101,13 @@ class DefocusModel(DefocusPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "generate":
+            raise AttributeError(
+                "DefocusModel has no output layer and cannot generate: load it with AutoModelForImageTextToText"
+            )
+        return super().__getattr__(name)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

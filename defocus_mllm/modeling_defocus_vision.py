@@ -44,7 +44,7 @@ class DefocusVisionPreTrainedModel(DefocusFloat32Model):
         "hidden_states": [DefocusLayer, DefocusMambaLayer],
         "attentions": DefocusAttentionWeights,
     }
-    # A name only: whichever is asked for, `attention_core_defocus` chooses, and has PyTorch's fused kernels among others.
+    # Only a name: whichever is asked for, `attention_core_defocus` chooses, PyTorch's fused kernels included.
     _supports_sdpa = True
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Any
 
-from stand_ins import Suite, random_pixels  # first: the next imports need it
+from stand_ins import Suite, random_pixels  # before what it makes importable
 from upstream_tests.test_configuration_common import ConfigTester
 from upstream_tests.test_modeling_common import ModelTesterMixin
 
@@ -63,8 +63,8 @@ class EncoderSuite(Suite, ModelTesterMixin):
 
     def test_model_get_set_embeddings(self) -> None:
         model = DefocusVisionModel(self.model_tester.get_config())
-        self.assertIs(model.get_input_embeddings(), model.embeddings.patch_embed)
-        self.assertIsNone(DefocusForImageClassification(self.model_tester.get_config()).get_output_embeddings())
+        assert model.get_input_embeddings() is model.embeddings.patch_embed
+        assert DefocusForImageClassification(self.model_tester.get_config()).get_output_embeddings() is None
 
 
 class AttentionEncoderTest(EncoderSuite, unittest.TestCase):

@@ -6,8 +6,8 @@ import unittest
 from typing import Any
 
 import torch
-from stand_ins import GenerationTesterMixin, Suite, random_pixels  # first: the next imports need it
 from encoder_suite import EncoderTester
+from stand_ins import GenerationTesterMixin, Suite, random_pixels  # before what it makes importable
 from upstream_tests import test_modeling_common
 from upstream_tests.test_configuration_common import ConfigTester
 from upstream_tests.test_modeling_common import ModelTesterMixin
@@ -30,7 +30,7 @@ test_modeling_common.ids_tensor = words
 class MultimodalTester:
     """Configuration and inputs of a tiny multimodal model with a Llama."""
 
-    batch_size = 3
+    batch_size = 7  # as many as a common test wants: it would fill up with random words
     num_words = 7
     num_hidden_layers = 2
     num_attention_heads = 4
@@ -79,6 +79,7 @@ class MultimodalSuite(Suite, ModelTesterMixin, GenerationTesterMixin):
 
     mixer: str
     all_model_classes = (DefocusModel, DefocusForConditionalGeneration)
+    additional_model_inputs = ("pixel_values",)
     _is_composite = True
 
     def setUp(self) -> None:
@@ -92,6 +93,9 @@ class MultimodalSuite(Suite, ModelTesterMixin, GenerationTesterMixin):
 
     def _image_features_get_expected_num_attentions(self, model_tester: Any = None) -> int:
         return self.model_tester.num_hidden_layers if self.mixer == "attention" else 0
+
+    def _image_features_get_expected_num_hidden_states(self, model_tester: Any = None) -> int:
+        return self.model_tester.num_hidden_layers + 1
 
 
 class AttentionMultimodalTest(MultimodalSuite, unittest.TestCase):

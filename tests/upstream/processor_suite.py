@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from typing import Any
 
-from stand_ins import Suite  # first: the next imports need it
+from stand_ins import Suite  # before what it makes importable
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from upstream_tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from upstream_tests.test_processing_common import ProcessorTesterMixin
@@ -32,7 +32,7 @@ class ImageProcessorTest(Suite, ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = DefocusImageProcessingTester
 
     def test_new_models_require_torchvision_backend(self) -> None:
-        self.assertEqual(list(self.image_processing_classes), ["pil"])
+        assert list(self.image_processing_classes) == ["pil"]
 
 
 class ProcessorTest(Suite, ProcessorTesterMixin, unittest.TestCase):

@@ -98,7 +98,7 @@ def run_suites(cache: Path, report: Path, arguments: list[str]) -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short"]
     # Their marks are not ours to declare.
-    command += ["-o", "addopts=--import-mode=importlib", "-W", "ignore"]
+    command += ["-o", "addopts=--import-mode=importlib", "--disable-warnings"]
     command += ["-n", "2", "--dist", "worksteal", f"--junitxml={report}", *arguments]
     return subprocess.run([*command, *(str(HERE / suite) for suite in SUITES)], env=environment, cwd=ROOT).returncode
 
