@@ -17,6 +17,7 @@ from transformers import (
     CLIPProcessor,
 )
 
+from .cache_defocus import DefocusVisionCache
 from .configuration_defocus import DefocusConfig, DefocusVisionConfig
 from .configuration_defocus_clip import DefocusCLIPConfig
 from .image_processing_defocus import DefocusImageProcessor
@@ -25,6 +26,7 @@ from .modeling_defocus_backbone import DefocusBackbone
 from .modeling_defocus_clip import DefocusCLIPModel
 from .modeling_defocus_vision import DefocusForImageClassification, DefocusVisionModel
 from .processing_defocus import DEFAULT_CHAT_TEMPLATE, DefocusProcessor
+from .stream_defocus import DefocusStream
 
 __version__ = "0.1.0"
 
@@ -67,6 +69,8 @@ __all__ = [
     "DefocusImageProcessor",
     "DefocusModel",
     "DefocusProcessor",
+    "DefocusStream",
+    "DefocusVisionCache",
     "DefocusVisionConfig",
     "DefocusVisionModel",
 ]

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .fold_defocus import fold, fold_images, folds_any, folds_safely, largest_norm
+from .fold_defocus import fold, fold_images, folds_any, folds_safely, images_at_once, largest_norm
 from .kernels_defocus import at_least_float32, forced_backend, report_backend
 from .opaque_defocus import opaque_operator
 from .window_defocus import BLOCK_EXPONENT, smallest_window, windowed_attention
@@ -95,13 +95,23 @@ def _attend(
         groups = _plan(query.detach(), key.detach(), decay, scaling, causal)
         if len(groups) == 1:
             return _run(groups[0], query, key, value, decay, theta, scaling, causal)
-        outputs = [_run(group, query, key, value, decay, theta, scaling, causal) for group in groups]
         # Tokens before heads in memory, as the projection after this reads them.
-        output = torch.cat([output.transpose(1, 2) for output in outputs], dim=2).transpose(1, 2)
+        if _differentiable(query, key, value, decay, theta):
+            outputs = [_run(group, query, key, value, decay, theta, scaling, causal) for group in groups]
+            output = torch.cat([output.transpose(1, 2) for output in outputs], dim=2).transpose(1, 2)
+        else:
+            output = query.new_empty(*(query.shape[dim] for dim in (0, 2, 1, 3))).transpose(1, 2)
+            parts = output.split([len(group.heads) for group in groups], dim=1)
+            for group, part in zip(groups, parts, strict=True):
+                _run(group, query, key, value, decay, theta, scaling, causal, part)
         order = [head for group in groups for head in group.heads]
         if order == sorted(order):
             return output
         return output[:, torch.tensor(order, device=query.device).argsort()]
+
+
+def _differentiable(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _run(
@@ -113,17 +123,23 @@ def _run(
     theta: torch.Tensor | None,
     scaling: float,
     causal: bool,
+    output: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The output of a group of heads."""
+    """The output of a group of heads; without gradients it may be written to `output`."""
     report_backend("attention", group.backend)
+    dtype = query.dtype
     query, key, value = (group.of(tensor, 1) for tensor in (query, key, value))
     decay, theta = (None if tensor is None else group.of(tensor, 0) for tensor in (decay, theta))
     if group.backend == "windowed":
         assert decay is not None
-        output = windowed_attention(query, key, value, decay, theta, scaling, group.window)
+        result = windowed_attention(query, key, value, decay, theta, scaling, group.window)
+    elif group.backend == "folded":
+        result = _folded(query, key, value, decay, theta, scaling, causal, output)
     else:
-        output = _BACKENDS[group.backend](query, key, value, decay, theta, scaling, causal)
-    return output.to(query.dtype)
+        result = _BACKENDS[group.backend](query, key, value, decay, theta, scaling, causal)
+    if output is None:
+        return result.to(dtype)
+    return output if result is output else output.copy_(result)
 
 
 _traced = opaque_operator(
@@ -244,16 +260,23 @@ def _folded(
     theta: torch.Tensor | None,
     scaling: float,
     causal: bool,
+    output: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Plain attention of folded queries and keys."""
-    inputs = [tensor for tensor in (query, key, decay, theta) if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    """Plain attention of folded queries and keys; without gradients it may be written to `output`."""
+    if _differentiable(query, key, decay, theta):
         return _plain(*fold(query, key, decay, theta), value, scaling, causal)
-    first, outputs = 0, []
-    for q, k in fold_images(query, key, decay, theta):
-        outputs.append(_plain(q, k, value[first : first + len(q)], scaling, causal))
+    images = images_at_once(key) if output is None else 1
+    if output is None and images < len(query):
+        output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    first = 0
+    for q, k in fold_images(query, key, decay, theta, images):
+        result = _plain(q, k, value[first : first + len(q)], scaling, causal)
+        if output is None:
+            return result
+        output[first : first + len(q)] = result
         first += len(q)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    assert output is not None
+    return output
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool) -> torch.Tensor:
@@ -294,4 +317,4 @@ def _flex(
 
 
 _compiled_flex = torch.compile(flex_attention)
-_BACKENDS = {"reference": _reference, "folded": _folded, "flex": _flex}
+_BACKENDS = {"reference": _reference, "flex": _flex}

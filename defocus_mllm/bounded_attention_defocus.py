@@ -33,8 +33,8 @@ class DefocusBoundedAttentionState:
         far_value: sum of the values that left the window, (batch, heads, channels).
         far_key: sum of their keys, decayed and rotated relative to the last of them, (batch, heads, channels).
         memory: sum of outer products of the same keys and the values, (batch, heads, channels, channels).
-        largest_query, largest_key: largest norms so far of a query and of a key that left the window, (heads,).
-        error_bound: largest possible |output - exact output| / max|value| so far of each head, (heads,), in exact
+        largest_query, largest_key: largest norms so far of a query and of a key that left the window, (batch, heads).
+        error_bound: largest possible |output - exact output| / max|value| so far of each head, (batch, heads), in exact
             arithmetic, for the inputs that this mixer was given.
     """
 
@@ -132,15 +132,15 @@ def _empty(state: DefocusBoundedAttentionState, query: torch.Tensor) -> DefocusB
         far_value=query.new_zeros(batch, heads, channels),
         far_key=query.new_zeros(batch, heads, channels),
         memory=query.new_zeros(batch, heads, channels, channels),
-        largest_query=query.new_zeros(heads),
-        largest_key=query.new_zeros(heads),
-        error_bound=query.new_zeros(heads),
+        largest_query=query.new_zeros(batch, heads),
+        largest_key=query.new_zeros(batch, heads),
+        error_bound=query.new_zeros(batch, heads),
     )
 
 
 def _largest_norm(hidden_states: torch.Tensor) -> torch.Tensor:
-    """(heads,) of (batch, heads, tokens, channels); no gradient."""
-    return torch.linalg.vector_norm(hidden_states.detach(), dim=-1).amax(dim=(0, 2))
+    """(batch, heads) of (batch, heads, tokens, channels); no gradient."""
+    return torch.linalg.vector_norm(hidden_states.detach(), dim=-1).amax(dim=2)
 
 
 def _far_field(
@@ -156,7 +156,7 @@ def _far_field(
     bound = torch.where(
         first_order, 2 * (torch.expm1(epsilon) - epsilon) / (1 - epsilon).clamp(min=0.5), 2 * torch.expm1(epsilon)
     )
-    decayed = turned * (torch.exp(rate[:, None] * time.to(rate.dtype)) * scaling * first_order[:, None])[..., None]
+    decayed = turned * (torch.exp(rate[:, None] * time.to(rate.dtype)) * scaling * first_order[:, :, None])[..., None]
     total = state.num_far + (decayed @ state.far_key[..., None])
     mixed = state.far_value[:, :, None] + decayed @ state.memory
     return total, mixed, replace(state, error_bound=torch.maximum(state.error_bound, bound))

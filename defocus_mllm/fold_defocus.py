@@ -20,10 +20,8 @@ from .kernels_defocus import at_least_float32
 
 # Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
 _STRIDE = 32
-# Without gradients: folded at once, and in a table that is kept, at most (4 MiB and 1 MiB in float32).
-_NUMBERS_AT_ONCE = 2**20
+# Without gradients: tables up to this size are kept (1 MiB in float32), and memory for so many folded numbers (8 MiB).
 _NUMBERS_OF_A_KEPT_TABLE = 2**18
-# Folded queries or keys for which memory is kept, at most (8 MiB in float32).
 _NUMBERS_KEPT = 2**21
 
 
@@ -50,16 +48,15 @@ def fold(
 
 
 def fold_images(
-    query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None
+    query: torch.Tensor, key: torch.Tensor, decay: torch.Tensor | None, theta: torch.Tensor | None, images: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`fold` of a few images of the batch after the other, without gradients.
+    """`fold` of `images` images of the batch after the other, without gradients.
 
-    What is folded at once fits into the cache, and into memory that the previous images gave back.
+    A result may lie where the previous one lay.
     """
     queries, keys, dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
-    images = images_at_once(key)
     if decay is None and theta is None:
-        yield query, key
+        yield from zip(query.split(images), key.split(images), strict=True)
         return
     if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
         rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
@@ -71,8 +68,8 @@ def fold_images(
 
 
 def images_at_once(key: torch.Tensor) -> int:
-    """How many images of a batch `fold_images` folds at once."""
-    return max(1, _NUMBERS_AT_ONCE // key[0].numel())
+    """How many images of a batch are worth folding at once: as many as memory is kept for, and at least one."""
+    return max(1, _NUMBERS_KEPT // key[0].numel())
 
 
 class _Scratch(threading.local):
@@ -139,11 +136,10 @@ def unit_phases(theta: torch.Tensor, time: torch.Tensor, dtype: torch.dtype) -> 
     Angles are computed in float64: 2,000 radians in float32 are off by 1e-4.
     """
     complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-    tables = []
-    for times in (time[::_STRIDE], time[:_STRIDE] - time[0]):
-        angle = theta.double()[:, None, :] * times[:, None]
-        tables.append(torch.complex(angle.cos(), angle.sin()).to(complex_dtype))
-    coarse, fine = tables
+    starts = time[::_STRIDE]
+    angle = theta.double()[:, None, :] * torch.cat([starts, time[:_STRIDE] - time[0]])[:, None]
+    table = torch.complex(angle.cos(), angle.sin()).to(complex_dtype)
+    coarse, fine = table[:, : len(starts)], table[:, len(starts) :]
     return (coarse[:, :, None] * fine[:, None]).flatten(1, 2)[:, : len(time)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,17 @@ class _HeadMixer(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.band_pass = DefocusBandPass(self.num_heads, self.head_dim // 2, config.decay, config.rotary)
 
+    def start_state(self, attention_window: int | None) -> Any:
+        """The state before the first token, for a stream; None, the start of every sequence, where nothing is bounded.
+
+        Args:
+            attention_window: how many last tokens attention is to keep exactly, see `DefocusVisionCache`.
+
+        Raises:
+            ValueError: this mixer cannot bound its state.
+        """
+        return None
+
     def split_heads(self, hidden_states: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """(batch, tokens, parts x hidden) to `parts` tensors (batch, heads, tokens, channels of a head)."""
         batch, num_tokens, _ = hidden_states.shape
@@ -104,13 +116,13 @@ class DefocusAttention(_HeadMixer):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def start_state(self, window: int | None) -> DefocusBoundedAttentionState | None:
-        """What starts a sequence: None, or with a `window` (in tokens) a state that stays of a constant size."""
-        if window is None:
+    def start_state(self, attention_window: int | None) -> DefocusBoundedAttentionState | None:
+        """What starts a sequence: None, or with a window (in tokens) a state that stays of a constant size."""
+        if attention_window is None:
             return None
         if not self.causal:
             raise ValueError("non-causal attention has no state: give it the whole sequence at once")
-        return DefocusBoundedAttentionState(window)
+        return DefocusBoundedAttentionState(attention_window)
 
     def forward(
         self, hidden_states: torch.Tensor, state: DefocusAttentionState | DefocusBoundedAttentionState | None = None
@@ -242,6 +254,10 @@ class DefocusMamba(nn.Module):
         if self.conv1d.bias is not None:
             init.uniform_(self.conv1d.bias, -bound, bound)
 
+    def start_state(self, attention_window: int | None) -> Any:
+        """See `_HeadMixer.start_state`; the state is constant in size, whatever the window."""
+        return None
+
     def forward(
         self, hidden_states: torch.Tensor, state: DefocusMambaState | None = None
     ) -> tuple[torch.Tensor, DefocusMambaState]:
@@ -271,7 +287,7 @@ class DefocusMamba(nn.Module):
         inputs = inputs.transpose(1, 2)
         width = self.config.conv_kernel - 1
         padded = F.pad(inputs, (width, 0)) if window is None else torch.cat((window, inputs), dim=-1)
-        window = padded[..., padded.shape[-1] - width :]
+        window = padded[..., padded.shape[-1] - width :].clone()  # a view would keep all inputs in memory
         return F.silu(self.conv1d(padded)).transpose(1, 2), window
 
     def _scan(self, inputs: torch.Tensor, past: int, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,12 +15,11 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
+from .cache_defocus import CACHE_NAME
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .modeling_defocus_vision import DefocusVisionModel
-
-# Transformers 5.24 renamed the cache of decoders and of their outputs; ours follow the installed version.
-_CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+from .stream_defocus import DefocusStream
 
 
 @dataclass
@@ -109,18 +108,21 @@ class DefocusModel(DefocusPreTrainedModel):
         """Encode and project images.
 
         Args:
-            pixel_values: (images, channels, image_size, image_size).
+            pixel_values: (images, channels, image_size, image_size), or (sequences, frames, channels, ...) where the
+                encoder is to go on from frame to frame, see `DefocusVisionModel.forward`.
 
         Returns:
             The encoder's output, whose `pooler_output` is replaced by a list with one (image tokens, text hidden)
-            tensor per image: patches, registers and class token in this order.
+            tensor per image (frame): patches, registers and class token in this order.
         """
         outputs, image_tokens = self._encode(pixel_values, **kwargs)
+        if pixel_values.ndim == 5:
+            image_tokens = image_tokens.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
         outputs["pooler_output"] = list(image_tokens)
         return outputs
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
-        """The encoder's output, and the projected tokens as one tensor (images, image tokens, text hidden).
+        """The encoder's output, and the projected tokens as one tensor (images or sequences, tokens, text hidden).
 
         A list of them would be as long as there are images, for each number of which a model is compiled.
         """
@@ -184,7 +186,8 @@ class DefocusModel(DefocusPreTrainedModel):
 
         Args:
             input_ids: (batch, tokens), `image_token_id` where image tokens go; or `inputs_embeds`.
-            pixel_values: (images, channels, image_size, image_size), in the order of their placeholders.
+            pixel_values: (images, channels, image_size, image_size), in the order of their placeholders; or sequences
+                of frames, see `get_image_features`.
             past_key_values, cache: the cache of the language model, under its old or its new name.
             mm_encoder_outputs: {"image": output of `get_image_features`} instead of `pixel_values`.
 
@@ -204,12 +207,12 @@ class DefocusModel(DefocusPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{_CACHE: cache},
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         return DefocusModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            **{_CACHE: outputs.get(_CACHE)},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -241,6 +244,12 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `DefocusModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def open_stream(
+        self, processor: Any = None, frames: bool = False, attention_window: int | None = None
+    ) -> DefocusStream:
+        """Return an empty stream: it reads pixels as they arrive and answers at any point; see `DefocusStream`."""
+        return DefocusStream(self, processor, frames, attention_window)
 
     @can_return_tuple
     def forward(
@@ -282,7 +291,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         return DefocusCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{_CACHE: outputs.get(_CACHE)},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

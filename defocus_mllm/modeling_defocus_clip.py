@@ -126,6 +126,9 @@ class DefocusCLIPModel(DefocusCLIPPreTrainedModel):
             The encoder's output, whose `pooler_output` is replaced by the embeddings (images, projection_dim), not
             yet of length 1.
         """
+        if pixel_values.ndim != 4:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must have shape (images, channels, height, width), not {shape}")
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         outputs["pooler_output"] = self.visual_projection(outputs.pooler_output)
         return outputs

@@ -7,123 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .bandpass_defocus import DefocusBandPass
+from .cache_defocus import CACHE_NAME, DefocusVisionCache
 from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
-from .kernels_defocus import at_least_float32, group_rms_norm
-from .mixers_defocus import MIXERS, DefocusMamba
+from .layers_defocus import (
+    DefocusContextBroadcasting,
+    DefocusDropPath,
+    DefocusLayer,
+    DefocusMambaLayer,
+    DefocusRMSNorm,
+)
+from .mixers_defocus import DefocusMamba
 from .precision_defocus import DefocusFloat32Model
 
 if TYPE_CHECKING:
     # Transformers saves a class with the files that its own file names. Naming this one puts the backbone's code beside
     # every encoder, where AutoBackbone looks for it.
     from .modeling_defocus_backbone import DefocusBackbone  # noqa: F401
-
-
-class DefocusDropPath(nn.Module):
-    """Stochastic depth: drops the branch of a sample with probability `rate`, and scales the others by 1/(1-rate)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = 0.0
-
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return branch
-        keep = 1.0 - self.rate
-        # A comparison takes the rate as a number of the graph; drawing with it would compile the model for each rate.
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
-        return branch * kept.to(branch.dtype).div_(keep)
-
-
-class DefocusContextBroadcasting(nn.Module):
-    """Adds the mean token to every token: (x + mean) / 2 ("mean"), or x + scale * mean with a learned scale ("scaled").
-
-    In a causal encoder the mean is over the tokens so far, which at the class token is the mean over all. The scale of
-    a channel starts at 0, that is at no broadcasting.
-    Source: Context Broadcasting (arXiv 2210.08457), which has only the mean over all tokens; the causal one is ours.
-    """
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.causal = config.causal
-        scaled = config.context_broadcasting == "scaled"
-        self.scale = nn.Parameter(torch.zeros(config.hidden_size)) if scaled else None
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        tokens = at_least_float32(hidden_states)
-        if self.causal:
-            count = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
-            mean = tokens.cumsum(dim=1) / count[:, None]
-        else:
-            mean = tokens.mean(dim=1, keepdim=True)
-        tokens = (tokens + mean) / 2 if self.scale is None else tokens + self.scale * mean
-        return tokens.to(hidden_states.dtype)
-
-
-class DefocusMLP(nn.Module):
-    """The feed-forward layer of a block, followed by context broadcasting if the configuration has it."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.broadcast = None if config.context_broadcasting == "none" else DefocusContextBroadcasting(config)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc2(self.activation(self.fc1(hidden_states)))
-        return hidden_states if self.broadcast is None else self.broadcast(hidden_states)
-
-
-class DefocusLayer(GradientCheckpointingLayer):
-    """A pre-norm block: mixer, then feed-forward layer, each with drop path on its branch."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mixer = MIXERS[config.mixer](config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = DefocusMLP(config)
-        self.drop_path = DefocusDropPath()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm1(hidden_states))
-        hidden_states = hidden_states + self.drop_path(mixed)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
-
-
-class DefocusRMSNorm(nn.Module):
-    """Root mean square norm with a weight, computed in at least float32; the norm before a released mamba mixer."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normalised = group_rms_norm(hidden_states, hidden_states.shape[-1], self.eps)
-        return self.weight * normalised.to(self.weight.dtype)
-
-
-class DefocusMambaLayer(GradientCheckpointingLayer):
-    """A block of De-focus Mamba, as released: pre-norm mixer, no feed-forward layer, residual in at least float32."""
-
-    def __init__(self, config: DefocusVisionConfig) -> None:
-        super().__init__()
-        self.norm = DefocusRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mixer = MIXERS[config.mixer](config)
-        self.drop_path = DefocusDropPath()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        mixed, _ = self.mixer(self.norm(hidden_states))
-        return at_least_float32(hidden_states) + self.drop_path(mixed)
 
 
 class DefocusVisionPreTrainedModel(DefocusFloat32Model):
@@ -213,26 +118,104 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: torch.Tensor, any_size: bool = False, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Encode images.
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        any_size: bool = False,
+        use_cache: bool | None = None,
+        past_key_values: DefocusVisionCache | None = None,
+        cache: DefocusVisionCache | None = None,
+        image_size: tuple[int, int] | None = None,
+        final: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode images, sequences of frames, or the next piece of either.
 
         Args:
-            pixel_values: (batch, channels, image_size, image_size), normalised.
+            pixel_values: (batch, channels, image_size, image_size), normalised, or (batch, frames, channels, ...): one
+                causal sequence of whole images, in which absolute positions repeat. With a cache, four dimensions are
+                the next piece: whole rows of patches (of sections), or sections that continue a row.
             any_size: accept other heights and widths, see `DefocusEmbeddings.forward`; the scale factors stay.
+            use_cache: return a cache; without one given, a sequence begins.
+            past_key_values, cache: the cache of the pieces so far, by either name; it is brought on.
+            image_size: height and width in pixels of an image in pieces, if not the configuration's; at its first.
+            final: whether this piece ends its image; with `any_size` it can stand for `image_size`.
 
         Returns:
-            `last_hidden_state` (batch, patches + registers + class token, hidden) and `pooler_output` (batch, hidden):
-            the class token, the one position that has seen the whole image (without it, the mean token).
+            `last_hidden_state` (batch, tokens, hidden), patches, and after an image's last one registers and class
+            token; `pooler_output` (batch, hidden), or (batch, frames, hidden): the class token, the one position that
+            has seen the whole image (without it, the mean token), None before; `past_key_values`: the cache, if used.
 
         Raises:
-            ValueError: `pixel_values` has another shape.
+            ValueError: `pixel_values` has another shape or is not the next piece; the encoder is not causal, or the
+                cache not its own.
         """
-        hidden_states = self.embeddings(pixel_values, any_size)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+        given = past_key_values if cache is None else cache
+        state = self._open_cache(pixel_values, use_cache, given)
+        hidden_states = self._embed(pixel_values, any_size, image_size, final, state)
+        layer_states = [None] * len(self.layers) if state is None else state.layers
+        for layer, layer_state in zip(self.layers, layer_states, strict=True):
+            hidden_states = layer(hidden_states, state=layer_state, **kwargs)
         hidden_states = self.norm(hidden_states.to(self.norm.weight.dtype))
-        pooled = hidden_states[:, -1] if self.config.class_token else hidden_states.mean(dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        pooled = self._pool(hidden_states, pixel_values, state)
+        if given is not None and state is not None:  # only now: after an error the cache is what it was
+            given.become(state)
+            state = given
+        output_cache: dict[str, Any] = {CACHE_NAME: state}
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states, pooler_output=pooled, **output_cache
+        )
+
+    def _open_cache(
+        self, pixel_values: torch.Tensor, use_cache: bool | None, given: DefocusVisionCache | None
+    ) -> DefocusVisionCache | None:
+        """The cache that this call may write to: a fork of the given one, a new one, or None."""
+        frames, with_cache = pixel_values.ndim == 5, bool(use_cache) or given is not None
+        if (frames or with_cache) and not self.config.causal:
+            raise ValueError("causal=False: this encoder sees whole images only; it takes neither pieces nor frames")
+        if not with_cache:
+            return None
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("past_key_values: a cache does not survive the recomputation of gradient checkpointing")
+        state = DefocusVisionCache() if given is None else given.fork()
+        state.start([layer.mixer for layer in self.layers], len(pixel_values))
+        if frames and state.image is not None and state.in_image:
+            raise ValueError(
+                f"pixel_values: frames are whole images, but the current one lacks {state.image.missing_rows} rows"
+            )
+        return state
+
+    def _embed(
+        self,
+        pixel_values: torch.Tensor,
+        any_size: bool,
+        image_size: tuple[int, int] | None,
+        final: bool | None,
+        state: DefocusVisionCache | None,
+    ) -> torch.Tensor:
+        """The tokens that go through the blocks; `state.image` is brought on."""
+        if state is not None and pixel_values.ndim == 4:
+            state.image = self.embeddings.image_of(state.image, pixel_values, any_size, image_size, final)
+            return self.embeddings.embed_piece(pixel_values, state.image, final)
+        if image_size is not None or final is not None:
+            raise ValueError("image_size and final are for pieces of an image: use_cache=True, four dimensions")
+        if pixel_values.ndim != 5:
+            return self.embeddings(pixel_values, any_size)
+        frames = self.embeddings(pixel_values.flatten(0, 1), any_size)
+        return frames.unflatten(0, pixel_values.shape[:2]).flatten(1, 2)
+
+    def _pool(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, state: DefocusVisionCache | None
+    ) -> torch.Tensor | None:
+        """The class token, or the mean token, of every image that is complete; `state` counts them."""
+        if state is None or pixel_values.ndim == 5:
+            num_images = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+            images = hidden_states.unflatten(1, (num_images, -1))
+            pooled = images[:, :, -1] if self.config.class_token else images.mean(dim=2)
+            if state is not None:
+                state.num_images += num_images
+            return pooled if pixel_values.ndim == 5 else pooled[:, 0]
+        return state.pool_piece(hidden_states, self.config.class_token)
 
 
 @dataclass
@@ -324,6 +307,9 @@ class DefocusForImageClassification(DefocusVisionPreTrainedModel):
         The two losses are added with equal weights: their sum as in the paper ("pooled"), their mean as in the released
         code ("per_token").
         """
+        if pixel_values.ndim != 4:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must have shape (batch, channels, height, width), not {shape}")
         outputs = self.encoder(pixel_values, **kwargs)
         logits, aux_logits = self.head(outputs.pooler_output), None
         if self.head2 is not None:

@@ -65,6 +65,18 @@ class DefocusProcessor(ProcessorMixin):
         """Return the placeholders that stand for image `image_idx` in the text."""
         return self.image_token * self.num_image_tokens
 
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The ids of a rendered conversation up to the answer, with a single placeholder for each image.
+
+        With `num_image_tokens` placeholders in the place of each they are the `input_ids` that `apply_chat_template`
+        gives with the images, which are not needed here.
+        """
+        prompt = self.apply_chat_template(list(messages), add_generation_prompt=True)
+        bos = self.tokenizer.bos_token
+        # As Transformers does: a template that begins with the token for it has seen to all special tokens.
+        has_special_tokens = bos is not None and prompt.startswith(bos)
+        return self.tokenizer(prompt, add_special_tokens=not has_special_tokens).input_ids
+
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
     ) -> MultiModalData:

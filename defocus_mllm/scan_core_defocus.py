@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .compiled_defocus import CompiledScan, CompilerError, load_library
 from .kernels_defocus import at_least_float32, forced_backend, report_backend
+from .triton_scan_defocus import triton_scan, why_unavailable
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +65,9 @@ def selective_scan(
     Returns:
         y, (batch, tokens, channels), and h after the last token; both in at least float32.
     """
+    kernel = scan_kernel(hidden_states)
+    if kernel == "triton":
+        return triton_scan(hidden_states, delta, decay_delta, A, B, C, initial)
     with torch.autocast(hidden_states.device.type, enabled=False):
         x = at_least_float32(hidden_states)
         batch, num_tokens, channels = x.shape
@@ -72,7 +76,7 @@ def selective_scan(
         B, C = (tensor.to(x.dtype).expand(batch, num_tokens, A.shape[1]) for tensor in (B, C))
         state_shape = (batch, *A.expand(channels, -1).shape)
         initial = x.new_zeros(state_shape) if initial is None else initial.to(x.dtype).expand(state_shape)
-        scan = _plain_scan if scan_kernel(x) == "reference" else CompiledScan.apply
+        scan = _plain_scan if kernel == "reference" else CompiledScan.apply
         return scan(x, delta, decay_delta, A.expand(channels, -1), B, C, initial)
 
 
@@ -89,18 +93,26 @@ def _plain_scan(
     x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
     increment = (delta * x)[..., None] * B[..., None, :]
     states = _LinearRecurrence.apply(torch.exp(decay_delta[..., None] * A), increment, initial)
-    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1]
+    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1].clone()  # a view would keep all states
 
 
 def scan_kernel(hidden_states: torch.Tensor) -> str:
-    """Which core scans these tensors: "reference" or "compiled" (float32 on the CPU, where there is a compiler).
+    """Which core scans these tensors: "reference", "compiled" (CPU, where there is a compiler) or "triton" (GPU).
 
     Raises:
         ValueError: `DEFOCUS_KERNEL` names no backend.
-        RuntimeError: the compiled core is forced but cannot be had, or does not do these tensors.
+        RuntimeError: a core is forced but cannot be had, or does not do these tensors.
     """
     forced = forced_backend("scan")
-    suitable = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
+    if forced == "triton" or (forced is None and hidden_states.device.type == "cuda"):
+        reason = why_unavailable(hidden_states)
+        if reason is None:
+            return report_backend("scan", "triton")
+        if forced == "triton":
+            raise RuntimeError(f"DEFOCUS_KERNEL=triton: {reason}")
+        if not torch.compiler.is_compiling():
+            logger.warning_once(f"De-focus Mamba runs with the slower plain scan: {reason}")
+    suitable = hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64
     if forced is None and torch.compiler.is_compiling():
         return "reference"  # a tracer cannot look into the compiled core
     if forced == "reference" or (forced is None and not suitable):

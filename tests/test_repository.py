@@ -11,19 +11,27 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.dynamic_module_utils import get_imports
 
 from defocus_mllm.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("defocus_mllm", "training", "eval")
+PACKAGES = ("defocus_mllm", "training", "eval", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [ROOT / "Makefile", ROOT / ".ci" / "run", *sorted((ROOT / "training" / "recipes").glob("*.yaml"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-FORBIDDEN_IMPORTS = {"defocus_mllm": {"training", "eval"}, "training": {"eval"}, "eval": {"training"}}
+FORBIDDEN_IMPORTS = {
+    "defocus_mllm": {"training", "eval", "benchmarks"},
+    "training": {"eval", "benchmarks"},
+    "eval": {"training", "benchmarks"},
+    "benchmarks": {"training", "eval"},
+}
 STAYS_AT_HOME = {"__init__", "cli", "console", "convert", "convert_cli", "files", "images", "inspect", "loading"}
 STAYS_AT_HOME |= {"provenance", "released", "released_layout"}
 MAY_TRAVEL_WITH = {"torch", "transformers", "huggingface_hub"}
+# What a file imports only if it is there: in a `try`, where Transformers does not ask for it when it loads remote code.
+OPTIONAL_FOR = {"triton_scan_defocus": {"triton"}}
 # A script started by its path has its own folder first on sys.path, where such a name would hide the real module.
 NAMES_OF_LIBRARIES = {"accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch", "transformers", "yaml"}
 ABSOLUTE_PATH = re.compile(r"/(?:home|mnt|work|root|data|tmp|Users|scratch)/")
@@ -77,7 +85,7 @@ def test_imports_go_in_one_direction(path: Path) -> None:
 def test_travelling_files_need_only_their_siblings_and_common_libraries(path: Path) -> None:
     if path.stem in STAYS_AT_HOME:
         return
-    allowed = MAY_TRAVEL_WITH | sys.stdlib_module_names
+    allowed = MAY_TRAVEL_WITH | sys.stdlib_module_names | OPTIONAL_FOR.get(path.stem, set())
     for level, module in imports(path):
         if level == 0:
             assert module is not None
@@ -89,11 +97,18 @@ def test_travelling_files_need_only_their_siblings_and_common_libraries(path: Pa
             assert (path.parent / f"{module}.py").is_file(), f"{name_of(path)}: no sibling {module}.py"
 
 
+@pytest.mark.parametrize("name", OPTIONAL_FOR)
+def test_remote_code_loads_without_an_optional_library(name: str) -> None:
+    path = ROOT / "defocus_mllm" / f"{name}.py"
+    assert OPTIONAL_FOR[name] <= {module for _, module in imports(path)}
+    assert not OPTIONAL_FOR[name] & set(get_imports(path))
+
+
 def test_the_model_package_is_flat() -> None:
     assert [path for path in (ROOT / "defocus_mllm").rglob("*.py") if path.parent.name != "defocus_mllm"] == []
 
 
-@pytest.mark.parametrize("package", ["training", "eval"])
+@pytest.mark.parametrize("package", ["training", "eval", "benchmarks"])
 def test_no_module_hides_a_library(package: str) -> None:
     names = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
     assert not names & (NAMES_OF_LIBRARIES | sys.stdlib_module_names)
@@ -133,7 +148,7 @@ def test_documented_commands_exist(page: Path) -> None:
     for command in shell_commands(page):
         for target in re.findall(r"\bmake ([a-z]+)", command):
             assert target in targets, f"{command!r}: the Makefile has no target {target!r}"
-        for module in re.findall(r"python -m ((?:training|eval|defocus_mllm)[\w.]*)", command):
+        for module in re.findall(r"python -m ((?:training|eval|benchmarks|defocus_mllm)[\w.]*)", command):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{command!r}: no module {module}"
         for script in re.findall(r"(?:python|accelerate launch) ((?:training|eval)/\S+\.py)", command):
             assert (ROOT / script).is_file(), f"{command!r}: no script {script}"

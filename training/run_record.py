@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from defocus_mllm.files import write_json_atomically, write_text_atomically
-from defocus_mllm.provenance import commit
+from defocus_mllm.provenance import commit, hardware, versions
 from training.files import fingerprint
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SCHEMA_VERSION = 1
-PACKAGES = ("defocus-mllm", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
 
 MAY_DIFFER = frozenset(
     {
@@ -167,37 +161,6 @@ class MetricsFile:
     def read(self) -> list[dict[str, Any]]:
         """All lines."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-
-
-def versions() -> dict[str, str]:
-    """Version of Python and of the packages a result may depend on; "not installed" where one is absent."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and threads in use, and the GPU's name where there is one."""
-    return {
-        "platform": platform.platform(),
-        "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-    }
-
-
-def _processor_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _now() -> str:

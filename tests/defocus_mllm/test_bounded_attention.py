@@ -45,8 +45,8 @@ def test_the_error_is_within_the_bound_that_the_state_states(data, tokens, rates
     output, state = in_pieces(tensors, decay, theta, window, cuts)
     exact = _reference(*tensors, decay, theta, 0.4, True)
     assert output.isfinite().all()
-    error = (output - exact).abs().amax(dim=(0, 2, 3))
-    largest = tensors[2].abs().amax(dim=(0, 2, 3))
+    error = (output - exact).abs().amax(dim=(2, 3))
+    largest = tensors[2].abs().amax(dim=(2, 3))
     assert (error <= state.error_bound * largest + 1e-12).all()
     if window >= tokens:
         assert (error < 1e-12).all()
@@ -57,7 +57,7 @@ def test_the_first_order_is_better_than_the_zeroth_by_its_order():
     tensors, decay, theta = inputs(200, [0.15], size=0.5)
     exact = _reference(*tensors, decay, theta, 0.4, True)
     output, state = in_pieces(tensors, decay, theta, 20, range(10, 200, 10))
-    assert state.error_bound.item() < 0.02
+    assert state.error_bound.max() < 0.02
     wrong, _ = in_pieces(tensors, decay, None, 20, [])
     assert (output - exact).abs().max() < 1e-4 < (wrong - exact).abs().max()
 

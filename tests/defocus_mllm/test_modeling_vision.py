@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
 from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig, DefocusVisionModel
-from defocus_mllm.modeling_defocus_vision import DefocusContextBroadcasting, classification_loss
+from defocus_mllm.layers_defocus import DefocusContextBroadcasting
+from defocus_mllm.modeling_defocus_vision import classification_loss
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from defocus_mllm import DefocusImageProcessor, DefocusProcessor
 
@@ -45,6 +46,23 @@ def test_a_placeholder_becomes_as_many_tokens_as_an_image_has(processor, image):
     encoded = processor.apply_chat_template(conversation(image), **ENCODE)
     assert (encoded["input_ids"] == processor.image_token_id).sum() == processor.num_image_tokens
     assert encoded["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("template", [None, "{% for part in messages[0].content %}<image> it{% endfor %}"])
+def test_prompt_ids_are_those_of_the_batch_path_with_one_placeholder_an_image(processor, image, template):
+    processor.chat_template = template or processor.chat_template
+    tokenizer = processor.tokenizer
+    # A tokenizer that adds its beginning token, as Llama's does: a template that writes it must not get two.
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{bos[0]} $A", special_tokens=[bos])
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}] * 2}]
+    batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    ids, placeholder = processor.prompt_ids(messages), processor.image_token_id
+    assert ids.count(placeholder) == 2
+    assert ids.count(bos[1]) == 1
+    count = processor.num_image_tokens
+    repeated = [token for token in ids for _ in range(count if token == placeholder else 1)]
+    assert repeated == batch["input_ids"][0]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,6 +24,9 @@ inputs = processor.apply_chat_template(
 )
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 assert type(base).__name__ == "DefocusModel", type(base)
+stream = model.open_stream(processor)
+stream.push(inputs["pixel_values"])
+stream.ask("is it red?", max_new_tokens=1)
 torch.save(model(**inputs).logits, output)
 """
 
