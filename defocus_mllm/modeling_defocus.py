@@ -115,12 +115,19 @@ class DefocusModel(DefocusPreTrainedModel):
             The encoder's output, whose `pooler_output` is replaced by a list with one (image tokens, text hidden)
             tensor per image (frame): patches, registers and class token in this order.
         """
-        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        projected = self.multi_modal_projector(outputs.last_hidden_state)
+        outputs, image_tokens = self._encode(pixel_values, **kwargs)
         if pixel_values.ndim == 5:
-            projected = projected.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
-        outputs["pooler_output"] = list(projected)
+            image_tokens = image_tokens.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
+        outputs["pooler_output"] = list(image_tokens)
         return outputs
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The encoder's output, and the projected tokens as one tensor (images or sequences, tokens, text hidden).
+
+        A list of them would be as long as there are images, for each number of which a model is compiled.
+        """
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        return outputs, self.multi_modal_projector(outputs.last_hidden_state)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -190,9 +197,9 @@ class DefocusModel(DefocusPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         images = (mm_encoder_outputs or {}).get("image")
-        if images is None and pixel_values is not None:
-            images = self.get_image_features(pixel_values, return_dict=True)
         image_features = None if images is None else torch.cat(images["pooler_output"])
+        if images is None and pixel_values is not None:
+            image_features = self._encode(pixel_values)[1].flatten(0, 1)
         cache = past_key_values if cache is None else cache
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
