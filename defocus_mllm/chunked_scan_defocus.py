@@ -91,7 +91,8 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_output: torch.Tensor, of_state: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        fixed, tokenwise, states = ctx.saved_tensors[:3], ctx.saved_tensors[3:9], ctx.saved_tensors[9:]
+        saved = ctx.saved_tensors  # once: under checkpointing this computes them
+        fixed, tokenwise, states = saved[:3], saved[3:9], saved[9:]
         of_fixed = [None if tensor is None else torch.zeros_like(tensor) for tensor in fixed]
         of_pieces = []
         pieces, ends = _split(tokenwise, ctx.length), of_output.split(ctx.length, dim=1)

@@ -142,8 +142,9 @@ def _save_convolution(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _differentiate_convolution(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    gradients = _convolve_backward(*ctx.saved_tensors, gradient)
-    return tuple(None if x is None else of for x, of in zip(ctx.saved_tensors, gradients, strict=True))
+    tensors = ctx.saved_tensors  # once: under checkpointing this computes them
+    gradients = _convolve_backward(*tensors, gradient)
+    return tuple(None if x is None else of for x, of in zip(tensors, gradients, strict=True))
 
 
 _convolve.register_autograd(_differentiate_convolution, setup_context=_save_convolution)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,6 +164,24 @@ def test_the_convolution_is_that_of_torch(backend, batch, tokens, channels, kern
             found.append([output, *(x.grad for x in leaves if x is not None)])
     for exact, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_activations_can_be_computed_again(backend, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_KERNEL", backend)
+    tensors = arguments(1, 9, 8, 4, 1.0, "shared", True)
+    weight = torch.randn(8, 1, 3, requires_grad=True)
+
+    def run(x, *rest):
+        return selective_scan(causal_convolution(x, None, weight, None), *rest)
+
+    def checkpointed(*given):
+        return torch.utils.checkpoint.checkpoint(run, *given, use_reentrant=False)
+
+    options = ScanOptions(True, 1.0, 4, 0.1)
+    plain, again = (results(function, tensors, torch.float32, options) for function in (run, checkpointed))
+    for name, expected in plain.items():
+        assert torch.equal(again[name], expected), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
