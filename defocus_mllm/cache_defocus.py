@@ -156,6 +156,16 @@ class DefocusVisionCache:
         }
         return sum(storages.values())
 
+    @property
+    def error_bounds(self) -> torch.Tensor | None:
+        """With `attention_window`: the largest possible error so far, (layers, batch, heads); None without.
+
+        |output - exact output| of a head's attention, divided by its largest |value|, for the tokens that its layer was
+        given. Heads that decay weakly over the window have bounds far above their errors.
+        """
+        bounds = [layer.mixer.error_bound for layer in self.layers if hasattr(layer.mixer, "error_bound")]
+        return torch.stack(bounds) if bounds else None
+
     def start(self, mixers: Sequence[Any], batch_size: int) -> None:
         """Prepare for the next piece of `batch_size` sequences through blocks with these mixers.
 

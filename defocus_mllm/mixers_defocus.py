@@ -23,7 +23,8 @@ from .configuration_defocus import DefocusVisionConfig
 from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .retention_core_defocus import retention
-from .scan_core_defocus import selective_scan
+from .scan_core_defocus import causal_convolution, selective_scan
+from .scan_formula_defocus import ScanOptions
 
 _GROUP_NORM_EPS = 1e-6
 
@@ -290,40 +291,38 @@ class DefocusMamba(nn.Module):
         """
         past = 0 if state is None else state.num_tokens
         inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        inputs, window = self._convolve(inputs, None if state is None else state.convolution)
-        mixed, scan = self._scan(inputs, past, None if state is None else state.scan)
-        if self.config.group_norm_size:
-            mixed = group_rms_norm(mixed, self.config.group_norm_size, _GROUP_NORM_EPS)
-        # Skip and gate follow the norm: inside the scan they would be normalised too, which is another model.
-        mixed = mixed + self.D * inputs
-        mixed = mixed * F.silu(at_least_float32(gate))
+        before = None if state is None else state.convolution
+        window = self._next_window(inputs, before)
+        inputs = causal_convolution(inputs, before, self.conv1d.weight, self.conv1d.bias)
+        mixed, scan = self._scan(inputs, gate, past, None if state is None else state.scan)
         output = self.out_proj(mixed.to(hidden_states.dtype))
         return output, DefocusMambaState(window, scan, past + hidden_states.shape[1])
 
-    def _convolve(self, inputs: torch.Tensor, window: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Causal convolution and SiLU of (batch, tokens, channels); also the window for the next piece."""
-        inputs = inputs.transpose(1, 2)
+    def _next_window(self, inputs: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
+        """The last inputs of the convolution, for the next piece; a copy, which does not keep all of them alive."""
         width = self.config.conv_kernel - 1
-        padded = F.pad(inputs, (width, 0)) if window is None else torch.cat((window, inputs), dim=-1)
-        window = padded[..., padded.shape[-1] - width :].clone()  # a view would keep all inputs in memory
-        return F.silu(self.conv1d(padded)).transpose(1, 2), window
+        last = inputs[:, max(0, inputs.shape[1] - width) :].transpose(1, 2)
+        if window is None:
+            return F.pad(last, (width - last.shape[-1], 0))
+        return torch.cat((window[..., last.shape[-1] :], last), dim=-1)
 
-    def _scan(self, inputs: torch.Tensor, past: int, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scan(
+        self, inputs: torch.Tensor, gate: torch.Tensor, past: int, initial: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
-        rank, states = config.time_step_rank, config.state_size
-        delta, B, C = self.x_proj(inputs).split((rank, states, states), dim=-1)
-        delta = F.softplus(at_least_float32(self.dt_proj(delta))) / config.delta_scale_factor
-        decay_delta = delta
+        delta, B_and_C = self.x_proj(inputs).split((config.time_step_rank, 2 * config.state_size), dim=-1)
+        decay_delta = None
         if self.decay_bias is not None:
             decay_delta = F.softplus(at_least_float32(self.decay_bias)) / config.delta_scale_factor
         A = None if self.A_log is None else -torch.exp(at_least_float32(self.A_log))
-        B, C = at_least_float32(B), at_least_float32(C)
+        B_and_C = at_least_float32(B_and_C).unflatten(-1, (2, -1))
         if self.theta is not None:
             theta = at_least_float32(self.theta)
             positions = torch.arange(past, past + inputs.shape[1], device=inputs.device, dtype=theta.dtype)
-            phase = (positions / config.rope_scale_factor)[:, None] * theta
-            B, C = rotate_pairs(B, phase), rotate_pairs(C, phase)
-        return selective_scan(inputs, delta, decay_delta, A, B, C, initial)
+            B_and_C = rotate_pairs(B_and_C, (positions / config.rope_scale_factor)[:, None, None] * theta)
+        B, C = B_and_C.unbind(-2)
+        options = ScanOptions(True, 1 / config.delta_scale_factor, config.group_norm_size, _GROUP_NORM_EPS)
+        return selective_scan(inputs, self.dt_proj(delta), decay_delta, A, B, C, initial, self.D, gate, options)
 
 
 MIXERS: dict[str, type[nn.Module]] = {

@@ -28,7 +28,7 @@ class DefocusModelOutputWithPast(BaseModelOutputWithPast):
 
     Attributes:
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
-        image_outputs: what `DefocusModel.get_image_features` returned for them.
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -45,7 +45,7 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
         past_key_values: the cache of the language model (from Transformers 5.24 on also `cache`).
         hidden_states, attentions: of the language model, if asked for.
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
-        image_outputs: what `DefocusModel.get_image_features` returned for them.
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -127,12 +127,19 @@ class DefocusModel(DefocusPreTrainedModel):
             The encoder's output, whose `pooler_output` is replaced by a list with one (image tokens, text hidden)
             tensor per image (frame): patches, registers and class token in this order.
         """
-        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        projected = self.multi_modal_projector(outputs.last_hidden_state)
+        outputs, image_tokens = self._encode(pixel_values, **kwargs)
         if pixel_values.ndim == 5:
-            projected = projected.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
-        outputs["pooler_output"] = list(projected)
+            image_tokens = image_tokens.unflatten(1, (pixel_values.shape[1], -1)).flatten(0, 1)
+        outputs["pooler_output"] = list(image_tokens)
         return outputs
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The encoder's output, and the projected tokens as one tensor (images or sequences, tokens, text hidden).
+
+        A list of them would be as long as there are images, for each number of which a model is compiled.
+        """
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        return outputs, self.multi_modal_projector(outputs.last_hidden_state)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -202,10 +209,12 @@ class DefocusModel(DefocusPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         images = (mm_encoder_outputs or {}).get("image")
+        image_features = None if images is None else torch.cat(images["pooler_output"])
         if images is None and pixel_values is not None:
             wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
-            images = self.get_image_features(pixel_values, return_dict=True, **wanted)
-        image_features = None if images is None else torch.cat(images["pooler_output"])
+            images, image_tokens = self._encode(pixel_values, **wanted)
+            images["pooler_output"] = image_tokens
+            image_features = image_tokens.flatten(0, 1)
         cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)

@@ -37,7 +37,7 @@ def _problem_with_triton() -> str | None:
 
 
 _PROBLEM = _problem_with_triton()
-_INTERPRETED = triton is not None and triton.knobs.runtime.interpret
+_INTERPRETED = _PROBLEM is None and triton.knobs.runtime.interpret
 
 
 def why_unavailable(tensor: torch.Tensor) -> str | None:
@@ -52,8 +52,8 @@ def why_unavailable(tensor: torch.Tensor) -> str | None:
 
 
 def _jit(function: Callable) -> Any:
-    """`triton.jit` where there is Triton; else the function, which is never called then."""
-    return function if triton is None else triton.jit(function)
+    """`triton.jit` where Triton can be used; else the function, which is never called then."""
+    return function if _PROBLEM is not None else triton.jit(function)
 
 
 def _helper(function: Callable) -> Any:

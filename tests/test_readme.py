@@ -79,3 +79,36 @@ def test_every_example_of_the_dense_guide_uses_the_trained_encoder(
         else:
             assert distance == 0
             assert names["backbone"].config.rope_scale_factor == 4
+
+
+def test_the_examples_of_the_streaming_guide_do_what_they_say(
+    model, processor, image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "data" / "easy_vqa" / "images" / "train"
+    pictures.mkdir(parents=True)
+    image.save(pictures / "0.png")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "outputs" / "quickstart" / "stage2")
+    monkeypatch.chdir(tmp_path)
+    stream, pieces, bounded = python_blocks("docs/streaming.md")
+    names = run(stream, "docs/streaming.md")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": names["question"]}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    whole = names["model"].generate(**inputs, max_new_tokens=16, do_sample=False)
+    assert whole[:, inputs["input_ids"].shape[1] :].tolist() == names["answer"].tolist()
+
+    capsys.readouterr()
+    run(pieces, "docs/streaming.md")
+    nothing, difference = capsys.readouterr().out.splitlines()
+    assert nothing == "None"
+    assert float(re.findall(r"tensor\(([^,)]*)", difference)[0]) < 1e-5
+    run(bounded, "docs/streaming.md")
+    sizes, bounds = capsys.readouterr().out.splitlines()
+    assert f"# {sizes}, and no more for later frames" in bounded
+    assert [float(bound) for bound in re.findall(r"[\d.e+-]+\d", bounds)][-1] == 0

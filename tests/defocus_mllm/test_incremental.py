@@ -248,6 +248,29 @@ def test_a_bounded_state_starts_where_the_mixer_says(monkeypatch):
         DefocusVisionCache(attention_window=0)
 
 
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), window=st.sampled_from([5, 40, 111]))
+@torch.no_grad()
+def test_a_bounded_state_of_attention_depends_on_no_split_and_states_its_error(data, window):
+    model = build()
+    for layer in model.layers:
+        layer.mixer.band_pass.lambda_hat.fill_(0.0)  # lambda = -1
+    frames = torch.randn(3, 1, 3, 24, 24, dtype=torch.float64)
+    exact, bounded, split = DefocusVisionCache(), DefocusVisionCache(window), DefocusVisionCache(window)
+    assert bounded.error_bounds is None
+    for frame in frames:
+        expected = model(frame, past_key_values=exact).last_hidden_state
+        output = model(frame, past_key_values=bounded).last_hidden_state
+        heights, tiles = data.draw(cuts(6))
+        tokens, _, _ = encode_pieces(model, cut(frame, heights, 1, tiles), split)
+        assert_same(tokens, output)
+        assert_same(output, expected, {5: 1e-2, 40: 1e-9, 111: 1e-9}[window])
+    assert exact.error_bounds is None
+    assert bounded.error_bounds.shape == (2, 1, 4)
+    assert (bounded.error_bounds.max() > 0) == (window == 5), "beyond, e^-40 is nothing, or nothing has left"
+    assert bounded.num_bytes == split.num_bytes
+
+
 def refusal(model, pixels, cache=None, **kwargs):
     """The message of the error, after which the cache must be what it was."""
     before = None if cache is None else (cache.num_tokens, cache.num_rows, list(cache.layers))

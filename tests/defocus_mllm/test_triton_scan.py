@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -99,24 +99,36 @@ def test_tensors_on_the_cpu_are_not_scanned_without_the_interpreter(monkeypatch)
         scan_kernel(torch.zeros(1))
 
 
-def test_without_triton_the_plain_scan_remains_and_the_reason_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
-    spec = importlib.util.spec_from_file_location("triton_scan_without_triton", triton_scan_defocus.__file__)
-    without = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(without)
+def loaded_with(monkeypatch, library, name):
+    """The module as it is where `import triton` gives this library, or fails for None."""
+    for module in ("triton", "triton.language"):
+        monkeypatch.setitem(sys.modules, module, library)
+    spec = importlib.util.spec_from_file_location(name, triton_scan_defocus.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_triton_plain_torch_remains_and_the_reason_is_said(monkeypatch):
+    without = loaded_with(monkeypatch, None, "triton_scan_without_triton")
     reason = without.why_unavailable(ON_A_GPU)
     assert reason is not None
     assert "triton cannot be imported" in reason
-    monkeypatch.setattr(triton_scan_defocus, "_PROBLEM", without._PROBLEM)
-    assert scan_kernel(ON_A_GPU) == "reference"
+    monkeypatch.setattr(triton_scan_defocus, "_PROBLEM", reason)
+    assert scan_kernel(ON_A_GPU) == "chunked"
     monkeypatch.setenv("DEFOCUS_KERNEL", "triton")
     with pytest.raises(RuntimeError, match="DEFOCUS_KERNEL=triton: triton cannot be imported"):
         scan_kernel(ON_A_GPU)
 
 
-@pytest.mark.parametrize(("version", "usable"), [("3.4.0+git1a2b", False), ("3.5.0", True), ("3.10.1", True)])
-def test_an_old_triton_is_not_used(monkeypatch, version, usable):
+def test_an_old_triton_is_left_alone(monkeypatch):
+    old = ModuleType("triton")
+    old.__version__, old.language = "3.2.0+git1a2b", ModuleType("triton.language")
+    module = loaded_with(monkeypatch, old, "triton_scan_with_an_old_triton")
+    assert module.why_unavailable(ON_A_GPU) == "triton 3.2.0+git1a2b is older than 3.5"
+
+
+@pytest.mark.parametrize(("version", "usable"), [("3.4.1", False), ("3.5.0", True), ("3.10.1", True)])
+def test_versions_are_compared_as_numbers(monkeypatch, version, usable):
     monkeypatch.setattr(triton_scan_defocus, "triton", SimpleNamespace(__version__=version))
-    problem = triton_scan_defocus._problem_with_triton()
-    assert (problem is None) == usable
-    assert usable or "3.4.0+git1a2b is older than 3.5" in problem
+    assert (triton_scan_defocus._problem_with_triton() is None) == usable
