@@ -52,6 +52,11 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
+def _shown(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of a call's options that ask the encoder, too, to show what is inside."""
+    return {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+
+
 class DefocusMultiModalProjector(nn.Module):
     """Maps encoder tokens to word embeddings: (..., vision hidden) to (..., text hidden)."""
 
@@ -211,10 +216,8 @@ class DefocusModel(DefocusPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         image_features = None if images is None else torch.cat(images["pooler_output"])
         if images is None and pixel_values is not None:
-            wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
-            images, image_tokens = self._encode(pixel_values, **wanted)
-            images["pooler_output"] = image_tokens
-            image_features = image_tokens.flatten(0, 1)
+            images, image_tokens = self._encode(pixel_values, **_shown(kwargs))
+            images["pooler_output"], image_features = image_tokens, image_tokens.flatten(0, 1)
         cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
