@@ -79,3 +79,13 @@ def test_every_example_of_the_dense_guide_uses_the_trained_encoder(
         else:
             assert distance == 0
             assert names["backbone"].config.rope_scale_factor == 4
+
+
+def test_every_example_of_the_plug_in_guide_answers() -> None:
+    blocks = python_blocks("docs/plug_in.md")
+    assert len(blocks) == 4
+    for block in blocks:
+        names = run(block, "docs/plug_in.md")
+        assert names["answer"].numel() > 0
+        if "words" in names:
+            assert 1 <= names["answer"].shape[1] - names["words"].shape[1] <= 3
