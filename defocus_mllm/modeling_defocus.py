@@ -18,6 +18,7 @@ from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tu
 from .cache_defocus import CACHE_NAME
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
+from .decoder_defocus import finish_logits, scale_embeddings
 from .modeling_defocus_vision import DefocusVisionModel
 from .stream_defocus import DefocusStream
 
@@ -74,6 +75,15 @@ class DefocusPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: `_init_weights` leaves loaded weights alone, so Transformers need not skip modules to protect them.
+
+        It would skip those without weights of their own, and some decoders (Falcon-H1) fill buffers there that no
+        checkpoint holds.
+        """
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -204,7 +214,7 @@ class DefocusModel(DefocusPreTrainedModel):
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=scale_embeddings(inputs_embeds, self.config.text_config),
             attention_mask=attention_mask,
             position_ids=position_ids,
             **{CACHE_NAME: cache},
@@ -214,7 +224,7 @@ class DefocusModel(DefocusPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=outputs.get("attentions"),  # decoders without attention have no such field
             image_hidden_states=image_features,
         )
 
@@ -225,7 +235,8 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
         self.model = DefocusModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        sizes = (config.text_config.hidden_size, config.text_config.vocab_size)
+        self.lm_head = nn.Linear(*sizes, bias=config.lm_head_bias)
         # Decoders name their input embedding differently, so the tie is found rather than written down.
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
@@ -284,6 +295,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = finish_logits(logits, self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
