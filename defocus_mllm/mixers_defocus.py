@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .attention_core_defocus import defocus_attention
+from .attention_core_defocus import attention_weights, defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
 from .bounded_attention_defocus import DefocusBoundedAttentionState, bounded_attention
 from .configuration_defocus import DefocusVisionConfig
@@ -108,6 +108,14 @@ class _HeadMixer(nn.Module):
         return self.band_pass.rates(self.config.delta_scale_factor, self.config.rope_scale_factor)
 
 
+class DefocusAttentionWeights(nn.Module):
+    """Computes the weights of attention where somebody asks for them; Transformers records what it returns."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
+        """See `attention_weights`."""
+        return attention_weights(query, key, *args)
+
+
 class DefocusAttention(_HeadMixer):
     """De-focus ViT's mixer: multi-head attention with a learnable band-pass filter on the logits (eq. 8)."""
 
@@ -116,6 +124,7 @@ class DefocusAttention(_HeadMixer):
         self.causal = config.causal
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.weights = DefocusAttentionWeights()
 
     def start_state(self, attention_window: int | None) -> DefocusBoundedAttentionState | None:
         """What starts a sequence: None, or with a window (in tokens) a state that stays of a constant size."""
@@ -126,19 +135,23 @@ class DefocusAttention(_HeadMixer):
         return DefocusBoundedAttentionState(attention_window)
 
     def forward(
-        self, hidden_states: torch.Tensor, state: DefocusAttentionState | DefocusBoundedAttentionState | None = None
+        self,
+        hidden_states: torch.Tensor,
+        state: DefocusAttentionState | DefocusBoundedAttentionState | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, DefocusAttentionState | DefocusBoundedAttentionState]:
         """Mix tokens.
 
         Args:
             hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
             state: what the previous piece returned; None starts a sequence, and so does `start_state`.
+            output_attentions: go through the table of all weights, which `DefocusAttentionWeights` shows.
 
         Returns:
             The mixed tokens, same shape, and the state after them.
 
         Raises:
-            ValueError: a state is given although attention is not causal.
+            ValueError: a state is given although attention is not causal, or weights are asked of a bounded one.
         """
         if state is not None and not self.causal:
             raise ValueError("non-causal attention has no state: give it the whole sequence at once")
@@ -147,11 +160,16 @@ class DefocusAttention(_HeadMixer):
         decay, theta = self.rates()
         after: DefocusAttentionState | DefocusBoundedAttentionState
         if isinstance(state, DefocusBoundedAttentionState):
+            if output_attentions:
+                raise ValueError("output_attentions: attention with a window keeps no weights of the tokens before it")
             mixed, after = bounded_attention(query, key, value, decay, theta, self.scaling, state)
         else:
             if state is not None:
                 key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
-            mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
+            if output_attentions:
+                mixed = self.weights(query, key, decay, theta, self.scaling, self.causal) @ value
+            else:
+                mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
             after = DefocusAttentionState(key, value)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size)), after
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .cache_defocus import CACHE_NAME
+from .cache_defocus import CACHE_NAME, given_cache
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .decoder_defocus import finish_logits, scale_embeddings
@@ -29,9 +29,11 @@ class DefocusModelOutputWithPast(BaseModelOutputWithPast):
 
     Attributes:
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -44,9 +46,11 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
         past_key_values: the cache of the language model (from Transformers 5.24 on also `cache`).
         hidden_states, attentions: of the language model, if asked for.
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class DefocusMultiModalProjector(nn.Module):
@@ -99,12 +103,20 @@ class DefocusModel(DefocusPreTrainedModel):
 
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
-        # The decay multiplies the logits; that is not implemented for other attention back ends.
-        config.vision_config._attn_implementation = "eager"
+        if config.vision_config._attn_implementation not in (None, "eager"):
+            # A back end for the language model alone, such as flash attention, must not stop the encoder.
+            config.vision_config._attn_implementation = "sdpa"
         self.vision_tower = DefocusVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DefocusMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "generate":
+            raise AttributeError(
+                "DefocusModel has no output layer and cannot generate: load it with AutoModelForImageTextToText"
+            )
+        return super().__getattr__(name)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -209,8 +221,11 @@ class DefocusModel(DefocusPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         image_features = None if images is None else torch.cat(images["pooler_output"])
         if images is None and pixel_values is not None:
-            image_features = self._encode(pixel_values)[1].flatten(0, 1)
-        cache = past_key_values if cache is None else cache
+            wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+            images, image_tokens = self._encode(pixel_values, **wanted)
+            images["pooler_output"] = image_tokens
+            image_features = image_tokens.flatten(0, 1)
+        cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
@@ -226,6 +241,7 @@ class DefocusModel(DefocusPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),  # decoders without attention have no such field
             image_hidden_states=image_features,
+            image_outputs=images,
         )
 
 
@@ -242,6 +258,9 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # Under tensor parallelism the head is split where the decoder's plan splits the embedding, which it may be.
+        if name in self.tp_plan:
+            self.tp_plan["lm_head"] = "colwise_gather_output"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -289,7 +308,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
+            cache=given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -307,6 +326,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
         )
 
 
