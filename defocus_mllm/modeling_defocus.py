@@ -191,6 +191,19 @@ class DefocusModel(DefocusPreTrainedModel):
             check_all(no_placeholder, "the text has image placeholders, but no image was given")
         return inputs_embeds
 
+    def _images(
+        self, pixel_values: torch.Tensor | None, images: BaseModelOutputWithPooling | None, kwargs: dict[str, Any]
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
+        """What the encoder returned or now returns, and all image tokens one after the other; None without images."""
+        if images is not None:
+            return images, torch.cat(images["pooler_output"])
+        if pixel_values is None:
+            return None, None
+        wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+        images, image_tokens = self._encode(pixel_values, **wanted)
+        images["pooler_output"] = image_tokens
+        return images, image_tokens.flatten(0, 1)
+
     @can_return_tuple
     def forward(
         self,
@@ -218,13 +231,7 @@ class DefocusModel(DefocusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        images = (mm_encoder_outputs or {}).get("image")
-        image_features = None if images is None else torch.cat(images["pooler_output"])
-        if images is None and pixel_values is not None:
-            wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
-            images, image_tokens = self._encode(pixel_values, **wanted)
-            images["pooler_output"] = image_tokens
-            image_features = image_tokens.flatten(0, 1)
+        images, image_features = self._images(pixel_values, (mm_encoder_outputs or {}).get("image"), kwargs)
         cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
