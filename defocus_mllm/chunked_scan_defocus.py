@@ -6,6 +6,7 @@ runs over them at full width. The backward pass computes each chunk again from t
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch.autograd.function import once_differentiable
 
 from .scan_formula_defocus import LinearRecurrence, ScanOptions, scan_formula
 
-# Elements of (tokens, batch, states, channels) that are worked on at once: 1 MB in float32.
-_CHUNK_ELEMENTS = 2**18
+# Tokens of a chunk at least, and elements of its (tokens, batch, states, channels): 1.5 MB in float32 where the batch
+# allows it, 8 MB at most, which is what decides how many sequences go together.
+_CHUNK = 16
+_USUAL_ELEMENTS, _MOST_ELEMENTS = 3 * 2**17, 2**21
 
 # Powers of two take less than half of the time that powers of e take.
 _LOG2_E = math.log2(math.e)
 
-_Tensors = tuple[Any, ...]  # of tensors and None
+# Tensors, some of which may be None.
+_Tensors = tuple[Any, ...]
 
 
 def chunked_scan(
@@ -37,19 +41,27 @@ def chunked_scan(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`scan_formula`, chunk by chunk."""
     constant = decay is not None and decay.ndim == 1
-    tokenwise = (x, delta, None if constant else decay, B, C, gate)
     fixed = ((A * _LOG2_E).t().contiguous(), D, decay if constant else None)
-    output, last = _ChunkedScan.apply(options, initial.transpose(1, 2).contiguous(), *fixed, *tokenwise)
+    batched = (initial.transpose(1, 2).contiguous(), x, delta, None if constant else decay, B, C, gate)
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (*fixed, *batched))
+    group = max(1, _MOST_ELEMENTS // (_CHUNK * A.numel()))
+    done = [_ChunkedScan.apply(options, keep, *fixed, *sequences) for sequences in _split(batched, group, 0)]
+    output, last = done[0] if len(done) == 1 else (torch.cat(parts) for parts in zip(*done, strict=True))
     return output, last.transpose(1, 2).contiguous()
 
 
 def _chunk(
-    options: ScanOptions, initial: torch.Tensor, fixed: _Tensors, tokenwise: _Tensors
+    options: ScanOptions,
+    initial: torch.Tensor,
+    fixed: _Tensors,
+    tokenwise: _Tensors,
+    memory: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x, delta, decay, B, C, gate = tokenwise
     A, D, constant_decay = fixed
     decay = decay if constant_decay is None else constant_decay
-    return scan_formula(x, delta, decay, A, B, C, D, gate, initial, options, _scan_channels_last)
+    scan = functools.partial(_scan_channels_last, memory=memory)
+    return scan_formula(x, delta, decay, A, B, C, D, gate, initial, options, scan)
 
 
 def _scan_channels_last(
@@ -60,11 +72,17 @@ def _scan_channels_last(
     B: torch.Tensor,
     C: torch.Tensor,
     initial: torch.Tensor,
+    memory: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`plain_scan` with A as (states, channels), in units of log2(e), and the state as (batch, states, channels)."""
+    """`plain_scan` with A as (states, channels), in units of log2(e), and the state as (batch, states, channels).
+
+    `memory`, (2, tokens or more, batch, states, channels), is written over; without it one can differentiate.
+    """
     x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
-    increment = (delta * x)[:, :, None, :] * B[..., None]
-    decay = (decay_delta[:, :, None, :] * A).exp2().expand_as(increment)
+    room = [None, None] if memory is None else [part[: len(x)] for part in memory]
+    increment = torch.mul((delta * x)[:, :, None, :], B[..., None], out=room[0])
+    varies = decay_delta.shape == delta.shape
+    decay = torch.mul(decay_delta[:, :, None, :], A, out=room[1] if varies else None).exp2_().expand_as(increment)
     states = LinearRecurrence.apply(decay, increment, initial)
     # A copy: the last state outlives the others.
     return (C[:, :, None, :] @ states).squeeze(2).transpose(0, 1), states[-1].clone()
@@ -74,30 +92,31 @@ class _ChunkedScan(torch.autograd.Function):
     """Chunks one after the other; of the forward pass only the states between them are kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, options: ScanOptions, initial: torch.Tensor, *tensors: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        fixed, tokenwise = tensors[:3], tensors[3:]
-        ctx.options = options
-        ctx.length = max(1, _CHUNK_ELEMENTS // max(1, initial.numel()))
-        outputs, states = [], [initial]
-        for pieces in _split(tokenwise, ctx.length):
-            output, state = _chunk(options, states[-1], fixed, pieces)
+    def forward(ctx: Any, options: ScanOptions, keep: bool, *tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        fixed, initial, tokenwise = tensors[:3], tensors[3], tensors[4:]
+        length = min(tokenwise[0].shape[1], max(_CHUNK, _USUAL_ELEMENTS // max(1, initial.numel())))
+        # Written again and again: memory that was never touched costs more than the arithmetic.
+        memory = initial.new_empty(2, length, *initial.shape)
+        outputs, starts, state = [], [], initial
+        for pieces in _split(tokenwise, length, 1):
+            if keep:
+                starts.append(state)
+            output, state = _chunk(options, state, fixed, pieces, memory)
             outputs.append(output)
-            states = [*states, state] if any(ctx.needs_input_grad) else [state]
-        ctx.save_for_backward(*tensors, *states[:-1])
-        return torch.cat(outputs, dim=1), states[-1]
+        ctx.options, ctx.length = options, length
+        ctx.save_for_backward(*tensors, *starts)
+        return torch.cat(outputs, dim=1), state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_output: torch.Tensor, of_state: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: under checkpointing this computes them
-        fixed, tokenwise, states = saved[:3], saved[3:9], saved[9:]
+        fixed, tokenwise, starts = saved[:3], saved[4:10], saved[10:]
         of_fixed = [None if tensor is None else torch.zeros_like(tensor) for tensor in fixed]
         of_pieces = []
-        pieces, ends = _split(tokenwise, ctx.length), of_output.split(ctx.length, dim=1)
-        for state, piece, end in zip(reversed(states), reversed(pieces), reversed(ends), strict=True):
-            of_state, more, of_piece = _chunk_backward(ctx.options, state, fixed, piece, end, of_state)
+        pieces, ends = _split(tokenwise, ctx.length, 1), of_output.split(ctx.length, dim=1)
+        for start, piece, end in zip(reversed(starts), reversed(pieces), reversed(ends), strict=True):
+            of_state, more, of_piece = _chunk_backward(ctx.options, start, fixed, piece, end, of_state)
             for total, part in zip(of_fixed, more, strict=True):
                 if total is not None:
                     total += part
@@ -105,14 +124,14 @@ class _ChunkedScan(torch.autograd.Function):
         of_tokenwise = [
             None if parts[0] is None else torch.cat(parts[::-1], dim=1) for parts in zip(*of_pieces, strict=True)
         ]
-        return None, of_state, *of_fixed, *of_tokenwise
+        return None, None, *of_fixed, of_state, *of_tokenwise
 
 
-def _split(tokenwise: _Tensors, length: int) -> list[_Tensors]:
-    """The chunks of (batch, tokens, ...), those of all tensors together; None has chunks None."""
-    num_chunks = max(len(tensor.split(length, dim=1)) for tensor in tokenwise if tensor is not None)
-    chunks = [(None,) * num_chunks if tensor is None else tensor.split(length, dim=1) for tensor in tokenwise]
-    return list(zip(*chunks, strict=True))
+def _split(tensors: _Tensors, size: int, dim: int) -> list[_Tensors]:
+    """The pieces of all tensors together, `size` long in dimension `dim`; those of a None are None."""
+    num_pieces = max(len(tensor.split(size, dim)) for tensor in tensors if tensor is not None)
+    pieces = [(None,) * num_pieces if tensor is None else tensor.split(size, dim) for tensor in tensors]
+    return list(zip(*pieces, strict=True))
 
 
 def _chunk_backward(
@@ -122,11 +141,17 @@ def _chunk_backward(
     tokenwise: _Tensors,
     of_output: torch.Tensor,
     of_last: torch.Tensor,
-) -> tuple[Any, _Tensors, _Tensors]:
+) -> tuple[torch.Tensor, _Tensors, _Tensors]:
     """The gradients of the last three arguments of `_chunk`; that of a None is None."""
     with torch.enable_grad(), torch.autocast(initial.device.type, enabled=False):
-        leaves: list[Any] = [None if x is None else x.detach().requires_grad_() for x in (initial, *fixed, *tokenwise)]
-        outputs = _chunk(options, leaves[0], tuple(leaves[1:4]), tuple(leaves[4:]))
-        found = iter(torch.autograd.grad(outputs, [x for x in leaves if x is not None], (of_output, of_last)))
-    of_initial, *others = (None if x is None else next(found) for x in leaves)
-    return of_initial, tuple(others[:3]), tuple(others[3:])
+        first, *others = (_leaf(x) for x in (initial, *fixed, *tokenwise))
+        outputs = _chunk(options, first, tuple(others[:3]), tuple(others[3:]))
+        given = [x for x in others if x is not None]
+        of_initial, *found = torch.autograd.grad(outputs, [first, *given], (of_output, of_last))
+    of_given = iter(found)
+    of_others = [None if x is None else next(of_given) for x in others]
+    return of_initial, tuple(of_others[:3]), tuple(of_others[3:])
+
+
+def _leaf(tensor: Any) -> Any:
+    return None if tensor is None else tensor.detach().requires_grad_()

@@ -363,6 +363,8 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     """Id of the placeholder that image tokens replace."""
     tie_word_embeddings: bool = False
     """Whether the output layer is the input embedding; follows `text_config` when that ties them."""
+    lm_head_bias: bool = False
+    """Whether the output layer has a bias, which no field of `text_config` tells (Phi has one)."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(self, kwargs)

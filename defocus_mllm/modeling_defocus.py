@@ -18,6 +18,7 @@ from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tu
 from .cache_defocus import CACHE_NAME, given_cache
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
+from .decoder_defocus import finish_logits, scale_embeddings
 from .modeling_defocus_vision import DefocusVisionModel
 from .stream_defocus import DefocusStream
 
@@ -52,11 +53,6 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
-def _shown(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of a call's options that ask the encoder, too, to show what is inside."""
-    return {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
-
-
 class DefocusMultiModalProjector(nn.Module):
     """Maps encoder tokens to word embeddings: (..., vision hidden) to (..., text hidden)."""
 
@@ -83,6 +79,15 @@ class DefocusPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: `_init_weights` leaves loaded weights alone, so Transformers need not skip modules to protect them.
+
+        It would skip those without weights of their own, and some decoders (Falcon-H1) fill buffers there that no
+        checkpoint holds.
+        """
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,6 +191,19 @@ class DefocusModel(DefocusPreTrainedModel):
             check_all(no_placeholder, "the text has image placeholders, but no image was given")
         return inputs_embeds
 
+    def _images(
+        self, pixel_values: torch.Tensor | None, images: BaseModelOutputWithPooling | None, kwargs: dict[str, Any]
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
+        """What the encoder returned or now returns, and all image tokens one after the other; None without images."""
+        if images is not None:
+            return images, torch.cat(images["pooler_output"])
+        if pixel_values is None:
+            return None, None
+        wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+        images, image_tokens = self._encode(pixel_values, **wanted)
+        images["pooler_output"] = image_tokens
+        return images, image_tokens.flatten(0, 1)
+
     @can_return_tuple
     def forward(
         self,
@@ -213,16 +231,12 @@ class DefocusModel(DefocusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        images = (mm_encoder_outputs or {}).get("image")
-        image_features = None if images is None else torch.cat(images["pooler_output"])
-        if images is None and pixel_values is not None:
-            images, image_tokens = self._encode(pixel_values, **_shown(kwargs))
-            images["pooler_output"], image_features = image_tokens, image_tokens.flatten(0, 1)
+        images, image_features = self._images(pixel_values, (mm_encoder_outputs or {}).get("image"), kwargs)
         cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=scale_embeddings(inputs_embeds, self.config.text_config),
             attention_mask=attention_mask,
             position_ids=position_ids,
             **{CACHE_NAME: cache},
@@ -232,7 +246,7 @@ class DefocusModel(DefocusPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=outputs.get("attentions"),  # decoders without attention have no such field
             image_hidden_states=image_features,
             image_outputs=images,
         )
@@ -244,7 +258,8 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
         self.model = DefocusModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        sizes = (config.text_config.hidden_size, config.text_config.vocab_size)
+        self.lm_head = nn.Linear(*sizes, bias=config.lm_head_bias)
         # Decoders name their input embedding differently, so the tie is found rather than written down.
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
@@ -306,6 +321,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = finish_logits(logits, self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size

@@ -15,6 +15,7 @@ from .bandpass_defocus import DefocusBandPass
 from .cache_defocus import CACHE_NAME, DefocusVisionCache
 from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
+from .host_defocus import refuse_dropped_patch  # noqa: F401 - importing it is what makes PyTorch call it
 from .layers_defocus import (
     DefocusContextBroadcasting,
     DefocusDropPath,
