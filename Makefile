@@ -18,16 +18,19 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test upstream-tests lint clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(INSTALLED)  ## train on easy-VQA from nothing, score the official test split, write outputs/quickstart/
 	$(BIN)/python -m training.pipeline --config $(RECIPE) --output_dir $(OUTPUT) $(QUICKSTART_ARGS)
 
 test: $(INSTALLED)  ## run the whole test suite (CPU, offline)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+upstream-tests: $(INSTALLED)  ## run the common tests of Transformers on our classes (downloads its source once, 11 MB)
+	$(BIN)/python tests/upstream/run.py
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(BIN)/ruff check .

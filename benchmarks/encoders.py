@@ -23,7 +23,7 @@ from defocus_mllm import DefocusVisionConfig, DefocusVisionModel
 CLIP, MAMBA_MODEL = "CLIPVisionModel", "MambaModel"
 CEILING = "square matrix product"
 COMPILED, PLAIN = "De-focus Mamba, compiled core", "De-focus Mamba, no compiler"
-_KERNELS = {COMPILED: "compiled", PLAIN: "reference"}
+_KERNELS = {COMPILED: "compiled", PLAIN: "chunked"}
 
 
 def encoder_races(setting: Setting) -> list[Race]:

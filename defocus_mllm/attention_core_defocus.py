@@ -236,6 +236,34 @@ def _reference(
     causal: bool,
 ) -> torch.Tensor:
     """The formula as it stands, with the table of all pairs of tokens."""
+    return _weights(query, key, decay, theta, scaling, causal) @ value
+
+
+def attention_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    decay: torch.Tensor | None,
+    theta: torch.Tensor | None,
+    scaling: float,
+    causal: bool = True,
+) -> torch.Tensor:
+    """The table by which `defocus_attention` weights the values; the arguments are the same.
+
+    Returns:
+        (batch, heads, queries, keys), each row with the sum 1, in the dtype of `query`.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        return _weights(query, key, decay, theta, scaling, causal).to(query.dtype)
+
+
+def _weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    decay: torch.Tensor | None,
+    theta: torch.Tensor | None,
+    scaling: float,
+    causal: bool,
+) -> torch.Tensor:
     query, key = fold(query, key, None, theta)
     queries, keys, filter_dtype = query.shape[2], key.shape[2], at_least_float32(query).dtype
     distance = _distances(queries, keys, query.device)
@@ -244,7 +272,7 @@ def _reference(
         logits = logits * torch.exp(decay.to(filter_dtype)[:, None, None] * distance.abs()).to(logits.dtype)
     if causal:
         logits = logits.masked_fill(distance < 0, torch.finfo(logits.dtype).min)
-    return logits.softmax(dim=-1) @ value
+    return logits.softmax(dim=-1)
 
 
 def _distances(queries: int, keys: int, device: torch.device) -> torch.Tensor:

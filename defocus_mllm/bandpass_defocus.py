@@ -19,11 +19,15 @@ THETA_RANGE = (1.0, 0.01)
 
 
 def register(module: nn.Module, name: str, mode: str, *shape: int) -> None:
-    """Give `module` a tensor: a parameter ("learnable"), a buffer that no optimizer can reach ("fixed"), or None."""
+    """Give `module` a float32 tensor: a parameter ("learnable"), a buffer that no optimizer reaches ("fixed"), or None.
+
+    Float32 whatever the default: a model built in 16 bits keeps its phases and rates.
+    """
     if mode == "fixed":
-        module.register_buffer(name, torch.empty(shape))
+        module.register_buffer(name, torch.empty(shape, dtype=torch.float32))
     else:
-        module.register_parameter(name, None if mode == "none" else nn.Parameter(torch.empty(shape)))
+        tensor = None if mode == "none" else nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        module.register_parameter(name, tensor)
 
 
 class DefocusBandPass(nn.Module):

@@ -6,6 +6,7 @@ Tensors in a cache are replaced, never changed in place. Forks therefore share t
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -17,6 +18,13 @@ from .kernels_defocus import at_least_float32
 
 # Transformers 5.24 renamed the cache of models and of their outputs; ours follow the installed version.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def given_cache(past_key_values: Any, cache: Any) -> Any:
+    """The cache of a call, under either of its names; the old one is deprecated where Transformers deprecates it."""
+    if past_key_values is not None and CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated; use `cache` instead", FutureWarning, stacklevel=3)
+    return past_key_values if cache is None else cache
 
 
 @dataclass

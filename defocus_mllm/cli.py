@@ -3,6 +3,7 @@
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png --prompt "what color is the shape?"
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
+    defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -23,6 +24,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers.utils import logging as transformers_logging
 
+from .assemble_cli import add_new_arguments, run_new
 from .configuration_defocus import DefocusConfig
 from .console import run_script
 from .convert_cli import add_convert_arguments, run_convert, run_presets
@@ -227,6 +229,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="read a released De-focus Mamba checkpoint", allow_abbrev=False)
     add_convert_arguments(convert)
     convert.set_defaults(run=run_convert)
+    new = commands.add_parser("new", help="put an encoder and a language model together", allow_abbrev=False)
+    add_new_arguments(new)
+    new.set_defaults(run=run_new)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

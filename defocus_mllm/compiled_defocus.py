@@ -1,7 +1,7 @@
-"""The selective scan in C for the CPU, compiled on first use where there is a compiler.
+"""The cores in C for the CPU, compiled on first use where there is a compiler.
 
-A scan in plain torch writes (tokens, batch, channels, states) tensors to memory several times over. This core keeps the
-states of a few tokens at a time, forward and backward. It is optional: without a compiler the plain core is used.
+A scan in plain torch writes (tokens, batch, channels, states) tensors to memory several times over; in C the states of
+a few tokens stay in registers and in the cache. It is optional: without a compiler there is the scan in plain torch.
 """
 
 from __future__ import annotations
@@ -15,24 +15,36 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from transformers.utils import logging
 
+from .convolution_source_defocus import CONVOLUTION_SOURCE
 from .scan_source_defocus import SCAN_SOURCE
+from .vector_source_defocus import VECTOR_SOURCE
 
 logger = logging.get_logger(__name__)
 
-# Sums in any order, as vector units need. Not -ffast-math: a library linked with it makes the whole process round
-# subnormal numbers to zero.
-_REORDERING = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-_FLAGS = ("-O3", "-march=native", *_REORDERING, "-std=gnu11", "-shared", "-fPIC")
+_SOURCE = VECTOR_SOURCE + CONVOLUTION_SOURCE + SCAN_SOURCE
+# Not -ffast-math: a library linked with it makes the whole process round subnormal numbers to zero, and the source
+# rounds by adding and subtracting a large number.
+_FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC")
 
 
 class CompilerError(RuntimeError):
     """The compiled core cannot be had here; the message says why."""
+
+
+@torch.compiler.assume_constant_result
+def why_unavailable(device: str, dtype: str) -> str | None:
+    """Why the compiled cores cannot be used for tensors of this device type and dtype; None if they can."""
+    if device != "cpu" or dtype == "torch.float64":
+        return f"the compiled core is for float32 on the CPU, not for {dtype.removeprefix('torch.')} on {device}"
+    library = _library_or_reason()
+    if not isinstance(library, str):
+        return None
+    logger.warning_once(f"De-focus Mamba runs with the slower scan in plain torch: {library}")
+    return library
 
 
 def load_library() -> ctypes.CDLL:
@@ -52,14 +64,14 @@ def _library_or_reason() -> ctypes.CDLL | str:
     if compiler is None:
         return "no C compiler was found (cc, gcc or $CC)"
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    key = "\0".join((SCAN_SOURCE, compiler, version, *_FLAGS, _processor())).encode()
+    key = "\0".join((_SOURCE, compiler, version, *_FLAGS, _processor())).encode()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "defocus_mllm"
-    library = root / f"scan-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    library = root / f"cores-{hashlib.sha256(key).hexdigest()[:16]}.so"
     try:
         if not library.is_file():
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             _build(compiler, library)
-            logger.info(f"compiled the selective scan with {compiler}: {library}")
+            logger.info(f"compiled the cores of De-focus Mamba with {compiler}: {library}")
         return ctypes.CDLL(str(library))
     except CompilerError as error:
         return str(error)
@@ -79,8 +91,8 @@ def _processor() -> str:
 def _build(compiler: str, library: Path) -> None:
     """Compile in a folder of its own and move the result into place in one step."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        source, built = Path(folder) / "scan.c", Path(folder) / "scan.so"
-        source.write_text(SCAN_SOURCE, encoding="utf-8")
+        source, built = Path(folder) / "cores.c", Path(folder) / "cores.so"
+        source.write_text(_SOURCE, encoding="utf-8")
         for threads in (["-fopenmp"], []):  # some compilers come without OpenMP; the core then runs on one thread
             command = [compiler, *_FLAGS, *threads, str(source), "-o", str(built), "-lm"]
             finished = subprocess.run(command, capture_output=True, text=True)
@@ -88,45 +100,3 @@ def _build(compiler: str, library: Path) -> None:
                 os.replace(built, library)
                 return
     raise CompilerError(f"{compiler} could not compile the core: {finished.stderr.strip()[:500]}")
-
-
-class CompiledScan(torch.autograd.Function):
-    """`selective_scan` of float32 tensors on the CPU; the arguments are those of the reference, all given."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        delta: torch.Tensor,
-        decay_delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        initial: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        tensors = [tensor.contiguous() for tensor in (x, delta, decay_delta, A, B, C, initial)]
-        output, last = torch.empty_like(tensors[0]), torch.empty_like(tensors[6])
-        _call("defocus_scan_forward", tensors[0], A, [*tensors, output, last])
-        ctx.save_for_backward(*tensors)
-        return output, last
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor, gradient_of_last: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        tensors = ctx.saved_tensors
-        x, _, _, A, B, _, initial = tensors
-        gradients = [torch.empty_like(x) for _ in range(3)]
-        # One sum for each image: the images are worked on in parallel, and a fixed order of summation repeats exactly.
-        of_A = torch.empty_like(initial)
-        gradients += [of_A, torch.empty_like(B), torch.empty_like(B), torch.empty_like(initial)]
-        given = [gradient.contiguous(), gradient_of_last.contiguous()]
-        _call("defocus_scan_backward", x, A, [*tensors, *given, *gradients])
-        gradients[3] = of_A.sum(dim=0)
-        return tuple(gradients)
-
-
-def _call(name: str, x: torch.Tensor, A: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    sizes = [*x.shape, A.shape[1], torch.get_num_threads()]
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    if getattr(load_library(), name)(*(ctypes.c_int64(size) for size in sizes), *pointers) != 0:
-        raise MemoryError(f"{name}: no memory for the states of a few tokens")

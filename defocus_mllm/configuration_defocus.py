@@ -1,6 +1,7 @@
 """Configurations of the De-focus vision encoder and of the multimodal LLM built on it."""
 
 import difflib
+from contextvars import ContextVar
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,12 +9,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
 _KEYS_OF_TRANSFORMERS = frozenset(
     {"attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"}
-    | {"output_attentions", "per_layer_config", "quantization_config", "torch_dtype"}
+    | {"output_attentions", "per_layer_config", "quantization_config", "tie_word_embeddings", "torch_dtype"}
 )
+# Whether the fields come from a file.
+_READING = ContextVar("reading", default=False)
 
 # Where each Auto class finds its class in a checkpoint that carries its own code.
 _VISION_AUTO_MAP = {
@@ -101,18 +107,37 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+class DefocusConfigReader:
+    """Reads configurations whose file may hold fields that only another release or another tool knows."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in Transformers; unknown fields are kept, and named in a warning, where the constructor refuses them."""
+        token = _READING.set(True)
+        try:
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        finally:
+            _READING.reset(token)
+
+
 def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
-    """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored)."""
+    """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored).
+
+    In a file, which whoever reads it did not write, such a field is only warned of.
+    """
     for name in extras:
         if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
             continue
         nearest = difflib.get_close_matches(name, type(config).__dataclass_fields__, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{type(config).__name__}: unknown field {name!r}{hint}")
+        message = f"{type(config).__name__}: unknown field {name!r}{hint}"
+        if not _READING.get():
+            raise ValueError(message)
+        logger.warning(f"{message}; it changes nothing")
 
 
 @strict
-class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
+class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the 1D causal vision encoder; the defaults are De-focus ViT-Base (paper, section 5.1).
 
     `decay` and `rotary` reduce an encoder to its plain counterpart: with "none" for both, or for a plain Mamba with
@@ -311,7 +336,7 @@ class DefocusVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 @strict
-class DefocusConfig(PreTrainedConfig):
+class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     """Configuration of the multimodal LLM: encoder, projector and any in-tree decoder-only LLM.
 
     Raises:
@@ -323,6 +348,8 @@ class DefocusConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=DefocusVisionConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
+    # What Trainer does not collect over an evaluation.
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]  # noqa: RUF012
     # The plan of plain decoders does not fit a composite model.
     base_model_fsdp_plan = {}  # noqa: RUF012
 
@@ -336,6 +363,8 @@ class DefocusConfig(PreTrainedConfig):
     """Id of the placeholder that image tokens replace."""
     tie_word_embeddings: bool = False
     """Whether the output layer is the input embedding; follows `text_config` when that ties them."""
+    lm_head_bias: bool = False
+    """Whether the output layer has a bias, which no field of `text_config` tells (Phi has one)."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(self, kwargs)

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_defocus import DefocusVisionConfig, refuse_unknown_fields
+from .configuration_defocus import DefocusConfigReader, DefocusVisionConfig, refuse_unknown_fields
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_defocus_clip.DefocusCLIPConfig",
@@ -17,7 +17,7 @@ _AUTO_MAP = {
 
 
 @strict
-class DefocusCLIPConfig(PreTrainedConfig):
+class DefocusCLIPConfig(DefocusConfigReader, PreTrainedConfig):
     """Configuration of the contrastive model.
 
     The text encoder's defaults are those of CLIP B/32 (width 512, 12 layers, 8 heads, 77 tokens, quick GELU), which are

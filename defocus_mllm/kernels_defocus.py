@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 BACKENDS = {
     "attention": ("reference", "folded", "windowed", "flex"),
     "retention": ("reference", "chunked"),
-    "scan": ("reference", "compiled", "triton"),
+    "scan": ("reference", "chunked", "compiled", "triton"),
 }
 _runs: Counter[tuple[str, str]] = Counter()
 

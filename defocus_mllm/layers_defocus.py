@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .cache_defocus import DefocusLayerState
 from .configuration_defocus import DefocusVisionConfig
 from .kernels_defocus import at_least_float32, group_rms_norm
-from .mixers_defocus import MIXERS
+from .mixers_defocus import MIXERS, DefocusAttention
 
 
 class DefocusDropPath(nn.Module):
@@ -88,10 +88,18 @@ class DefocusLayer(GradientCheckpointingLayer):
         self.drop_path = DefocusDropPath()
 
     def forward(
-        self, hidden_states: torch.Tensor, state: DefocusLayerState | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        state: DefocusLayerState | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the tokens (batch, tokens, hidden) of a sequence, or of its next piece after `state`, brought on."""
-        mixed, mixer_state = self.mixer(self.norm1(hidden_states), None if state is None else state.mixer)
+        """Compute the tokens (batch, tokens, hidden) of a sequence, or of its next piece after `state`, brought on.
+
+        With `output_attentions` attention shows its weights; other mixers have none.
+        """
+        options = {"output_attentions": True} if output_attentions and isinstance(self.mixer, DefocusAttention) else {}
+        mixed, mixer_state = self.mixer(self.norm1(hidden_states), None if state is None else state.mixer, **options)
         hidden_states = hidden_states + self.drop_path(mixed)
         hidden_states = hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states), state))
         if state is not None:

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .attention_core_defocus import defocus_attention
+from .attention_core_defocus import attention_weights, defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
 from .bounded_attention_defocus import DefocusBoundedAttentionState, bounded_attention
 from .configuration_defocus import DefocusVisionConfig
 from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, group_rms_norm
 from .retention_core_defocus import retention
-from .scan_core_defocus import selective_scan
+from .scan_core_defocus import causal_convolution, selective_scan
+from .scan_formula_defocus import ScanOptions
 
 _GROUP_NORM_EPS = 1e-6
 
@@ -107,6 +108,14 @@ class _HeadMixer(nn.Module):
         return self.band_pass.rates(self.config.delta_scale_factor, self.config.rope_scale_factor)
 
 
+class DefocusAttentionWeights(nn.Module):
+    """Computes the weights of attention where somebody asks for them; Transformers records what it returns."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, *args: Any) -> torch.Tensor:
+        """See `attention_weights`."""
+        return attention_weights(query, key, *args)
+
+
 class DefocusAttention(_HeadMixer):
     """De-focus ViT's mixer: multi-head attention with a learnable band-pass filter on the logits (eq. 8)."""
 
@@ -115,6 +124,7 @@ class DefocusAttention(_HeadMixer):
         self.causal = config.causal
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.weights = DefocusAttentionWeights()
 
     def start_state(self, attention_window: int | None) -> DefocusBoundedAttentionState | None:
         """What starts a sequence: None, or with a window (in tokens) a state that stays of a constant size."""
@@ -125,19 +135,23 @@ class DefocusAttention(_HeadMixer):
         return DefocusBoundedAttentionState(attention_window)
 
     def forward(
-        self, hidden_states: torch.Tensor, state: DefocusAttentionState | DefocusBoundedAttentionState | None = None
+        self,
+        hidden_states: torch.Tensor,
+        state: DefocusAttentionState | DefocusBoundedAttentionState | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, DefocusAttentionState | DefocusBoundedAttentionState]:
         """Mix tokens.
 
         Args:
             hidden_states: (batch, tokens, hidden): the whole sequence, or its next piece.
             state: what the previous piece returned; None starts a sequence, and so does `start_state`.
+            output_attentions: go through the table of all weights, which `DefocusAttentionWeights` shows.
 
         Returns:
             The mixed tokens, same shape, and the state after them.
 
         Raises:
-            ValueError: a state is given although attention is not causal.
+            ValueError: a state is given although attention is not causal, or weights are asked of a bounded one.
         """
         if state is not None and not self.causal:
             raise ValueError("non-causal attention has no state: give it the whole sequence at once")
@@ -146,11 +160,16 @@ class DefocusAttention(_HeadMixer):
         decay, theta = self.rates()
         after: DefocusAttentionState | DefocusBoundedAttentionState
         if isinstance(state, DefocusBoundedAttentionState):
+            if output_attentions:
+                raise ValueError("output_attentions: attention with a window keeps no weights of the tokens before it")
             mixed, after = bounded_attention(query, key, value, decay, theta, self.scaling, state)
         else:
             if state is not None:
                 key, value = torch.cat((state.key, key), dim=2), torch.cat((state.value, value), dim=2)
-            mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
+            if output_attentions:
+                mixed = self.weights(query, key, decay, theta, self.scaling, self.causal) @ value
+            else:
+                mixed = defocus_attention(query, key, value, decay, theta, self.scaling, self.causal)
             after = DefocusAttentionState(key, value)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden_size)), after
 
@@ -272,40 +291,38 @@ class DefocusMamba(nn.Module):
         """
         past = 0 if state is None else state.num_tokens
         inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        inputs, window = self._convolve(inputs, None if state is None else state.convolution)
-        mixed, scan = self._scan(inputs, past, None if state is None else state.scan)
-        if self.config.group_norm_size:
-            mixed = group_rms_norm(mixed, self.config.group_norm_size, _GROUP_NORM_EPS)
-        # Skip and gate follow the norm: inside the scan they would be normalised too, which is another model.
-        mixed = mixed + self.D * inputs
-        mixed = mixed * F.silu(at_least_float32(gate))
+        before = None if state is None else state.convolution
+        window = self._next_window(inputs, before)
+        inputs = causal_convolution(inputs, before, self.conv1d.weight, self.conv1d.bias)
+        mixed, scan = self._scan(inputs, gate, past, None if state is None else state.scan)
         output = self.out_proj(mixed.to(hidden_states.dtype))
         return output, DefocusMambaState(window, scan, past + hidden_states.shape[1])
 
-    def _convolve(self, inputs: torch.Tensor, window: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Causal convolution and SiLU of (batch, tokens, channels); also the window for the next piece."""
-        inputs = inputs.transpose(1, 2)
+    def _next_window(self, inputs: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
+        """The last inputs of the convolution, for the next piece; a copy, which does not keep all of them alive."""
         width = self.config.conv_kernel - 1
-        padded = F.pad(inputs, (width, 0)) if window is None else torch.cat((window, inputs), dim=-1)
-        window = padded[..., padded.shape[-1] - width :].clone()  # a view would keep all inputs in memory
-        return F.silu(self.conv1d(padded)).transpose(1, 2), window
+        last = inputs[:, max(0, inputs.shape[1] - width) :].transpose(1, 2)
+        if window is None:
+            return F.pad(last, (width - last.shape[-1], 0))
+        return torch.cat((window[..., last.shape[-1] :], last), dim=-1)
 
-    def _scan(self, inputs: torch.Tensor, past: int, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scan(
+        self, inputs: torch.Tensor, gate: torch.Tensor, past: int, initial: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
-        rank, states = config.time_step_rank, config.state_size
-        delta, B, C = self.x_proj(inputs).split((rank, states, states), dim=-1)
-        delta = F.softplus(at_least_float32(self.dt_proj(delta))) / config.delta_scale_factor
-        decay_delta = delta
+        delta, B_and_C = self.x_proj(inputs).split((config.time_step_rank, 2 * config.state_size), dim=-1)
+        decay_delta = None
         if self.decay_bias is not None:
             decay_delta = F.softplus(at_least_float32(self.decay_bias)) / config.delta_scale_factor
         A = None if self.A_log is None else -torch.exp(at_least_float32(self.A_log))
-        B, C = at_least_float32(B), at_least_float32(C)
+        B_and_C = at_least_float32(B_and_C).unflatten(-1, (2, -1))
         if self.theta is not None:
             theta = at_least_float32(self.theta)
             positions = torch.arange(past, past + inputs.shape[1], device=inputs.device, dtype=theta.dtype)
-            phase = (positions / config.rope_scale_factor)[:, None] * theta
-            B, C = rotate_pairs(B, phase), rotate_pairs(C, phase)
-        return selective_scan(inputs, delta, decay_delta, A, B, C, initial)
+            B_and_C = rotate_pairs(B_and_C, (positions / config.rope_scale_factor)[:, None, None] * theta)
+        B, C = B_and_C.unbind(-2)
+        options = ScanOptions(True, 1 / config.delta_scale_factor, config.group_norm_size, _GROUP_NORM_EPS)
+        return selective_scan(inputs, self.dt_proj(delta), decay_delta, A, B, C, initial, self.D, gate, options)
 
 
 MIXERS: dict[str, type[nn.Module]] = {

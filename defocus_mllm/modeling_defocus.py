@@ -15,9 +15,10 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .cache_defocus import CACHE_NAME
+from .cache_defocus import CACHE_NAME, given_cache
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
+from .decoder_defocus import finish_logits, scale_embeddings
 from .modeling_defocus_vision import DefocusVisionModel
 from .stream_defocus import DefocusStream
 
@@ -28,9 +29,11 @@ class DefocusModelOutputWithPast(BaseModelOutputWithPast):
 
     Attributes:
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -43,9 +46,11 @@ class DefocusCausalLMOutputWithPast(CausalLMOutputWithPast):
         past_key_values: the cache of the language model (from Transformers 5.24 on also `cache`).
         hidden_states, attentions: of the language model, if asked for.
         image_hidden_states: projected image tokens of all images in order, (image tokens, text hidden).
+        image_outputs: the output of the encoder; its `pooler_output` holds the projected tokens of each image.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class DefocusMultiModalProjector(nn.Module):
@@ -75,6 +80,15 @@ class DefocusPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: `_init_weights` leaves loaded weights alone, so Transformers need not skip modules to protect them.
+
+        It would skip those without weights of their own, and some decoders (Falcon-H1) fill buffers there that no
+        checkpoint holds.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Only the projector and the output layer are ours; the encoder and the language model initialise themselves.
@@ -89,12 +103,20 @@ class DefocusModel(DefocusPreTrainedModel):
 
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
-        # The decay multiplies the logits; that is not implemented for other attention back ends.
-        config.vision_config._attn_implementation = "eager"
+        if config.vision_config._attn_implementation not in (None, "eager"):
+            # A back end for the language model alone, such as flash attention, must not stop the encoder.
+            config.vision_config._attn_implementation = "sdpa"
         self.vision_tower = DefocusVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DefocusMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "generate":
+            raise AttributeError(
+                "DefocusModel has no output layer and cannot generate: load it with AutoModelForImageTextToText"
+            )
+        return super().__getattr__(name)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -169,6 +191,19 @@ class DefocusModel(DefocusPreTrainedModel):
             check_all(no_placeholder, "the text has image placeholders, but no image was given")
         return inputs_embeds
 
+    def _images(
+        self, pixel_values: torch.Tensor | None, images: BaseModelOutputWithPooling | None, kwargs: dict[str, Any]
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
+        """What the encoder returned or now returns, and all image tokens one after the other; None without images."""
+        if images is not None:
+            return images, torch.cat(images["pooler_output"])
+        if pixel_values is None:
+            return None, None
+        wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+        images, image_tokens = self._encode(pixel_values, **wanted)
+        images["pooler_output"] = image_tokens
+        return images, image_tokens.flatten(0, 1)
+
     @can_return_tuple
     def forward(
         self,
@@ -196,15 +231,12 @@ class DefocusModel(DefocusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        images = (mm_encoder_outputs or {}).get("image")
-        image_features = None if images is None else torch.cat(images["pooler_output"])
-        if images is None and pixel_values is not None:
-            image_features = self._encode(pixel_values)[1].flatten(0, 1)
-        cache = past_key_values if cache is None else cache
+        images, image_features = self._images(pixel_values, (mm_encoder_outputs or {}).get("image"), kwargs)
+        cache = given_cache(past_key_values, cache)
         starts = cache is None or cache.get_seq_length() == 0
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=scale_embeddings(inputs_embeds, self.config.text_config),
             attention_mask=attention_mask,
             position_ids=position_ids,
             **{CACHE_NAME: cache},
@@ -214,8 +246,9 @@ class DefocusModel(DefocusPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=outputs.get("attentions"),  # decoders without attention have no such field
             image_hidden_states=image_features,
+            image_outputs=images,
         )
 
 
@@ -225,12 +258,16 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
         self.model = DefocusModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        sizes = (config.text_config.hidden_size, config.text_config.vocab_size)
+        self.lm_head = nn.Linear(*sizes, bias=config.lm_head_bias)
         # Decoders name their input embedding differently, so the tie is found rather than written down.
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # Under tensor parallelism the head is split where the decoder's plan splits the embedding, which it may be.
+        if name in self.tp_plan:
+            self.tp_plan["lm_head"] = "colwise_gather_output"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -278,12 +315,13 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
+            cache=given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = finish_logits(logits, self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
@@ -295,6 +333,7 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
         )
 
 

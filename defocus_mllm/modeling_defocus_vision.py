@@ -15,6 +15,7 @@ from .bandpass_defocus import DefocusBandPass
 from .cache_defocus import CACHE_NAME, DefocusVisionCache
 from .configuration_defocus import DefocusVisionConfig
 from .embeddings_defocus import DefocusEmbeddings
+from .host_defocus import refuse_dropped_patch  # noqa: F401 - importing it is what makes PyTorch call it
 from .layers_defocus import (
     DefocusContextBroadcasting,
     DefocusDropPath,
@@ -22,7 +23,7 @@ from .layers_defocus import (
     DefocusMambaLayer,
     DefocusRMSNorm,
 )
-from .mixers_defocus import DefocusMamba
+from .mixers_defocus import DefocusAttentionWeights, DefocusMamba
 from .precision_defocus import DefocusFloat32Model
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ class DefocusVisionPreTrainedModel(DefocusFloat32Model):
     input_modalities = ["image"]  # noqa: RUF012 - Transformers declares these as class attributes
     supports_gradient_checkpointing = True
     _no_split_modules = ["DefocusLayer", "DefocusMambaLayer"]  # noqa: RUF012
-    _can_record_outputs = {"hidden_states": (DefocusLayer, DefocusMambaLayer)}  # noqa: RUF012
-    # Phases, rates and what they multiply: 16 bits would quantise them.
-    _keep_in_fp32_modules_strict = ["band_pass", "A_log", "D", "theta", "decay_bias"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": [DefocusLayer, DefocusMambaLayer],
+        "attentions": DefocusAttentionWeights,
+    }
+    # Only a name: whichever is asked for, `attention_core_defocus` chooses, PyTorch's fused kernels included.
+    _supports_sdpa = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,6 +92,9 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.set_drop_path_rate(config.drop_path_rate)
+        # Phases, rates and what they multiply: 16 bits would quantise them.
+        present = {part for name in self.state_dict() for part in name.split(".")}
+        self._keep_in_fp32_modules_strict = present & {"band_pass", "A_log", "D", "theta", "decay_bias"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -152,6 +159,7 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
         """
         given = past_key_values if cache is None else cache
         state = self._open_cache(pixel_values, use_cache, given)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
         hidden_states = self._embed(pixel_values, any_size, image_size, final, state)
         layer_states = [None] * len(self.layers) if state is None else state.layers
         for layer, layer_state in zip(self.layers, layer_states, strict=True):
@@ -229,6 +237,7 @@ class DefocusImageClassifierOutput(ModelOutput):
         aux_logits: auxiliary head, (batch, num_labels) "pooled" or (batch, patches, num_labels) "per_token".
         hidden_states: if asked for, (batch, tokens, hidden) before the first block, after every block but the last, and
             after the final norm.
+        attentions: if asked for, of attention's blocks (batch, heads, tokens, tokens); no other mixer has any.
     """
 
     loss: torch.Tensor | None = None
@@ -237,22 +246,26 @@ class DefocusImageClassifierOutput(ModelOutput):
     aux_loss: torch.Tensor | None = None
     aux_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """Cross-entropy over the labels that are known.
+    """Cross-entropy over the labels that are known; for "regression" the mean squared error.
 
     Args:
         logits: (..., num_labels).
         labels: (...,) class indices, negative = unknown; or (..., num_labels) class probabilities (mixed or smoothed
             labels), negative throughout = unknown; for "multi_label_classification" (..., num_labels) with 1, 0, or a
-            negative number where the label is unknown.
-        problem_type: "multi_label_classification", or anything else for a single label.
+            negative number where the label is unknown; for "regression" (..., num_labels) numbers, all known (one
+            output: the last dimension may be missing).
+        problem_type: "multi_label_classification", "regression", or anything else for a single label.
 
     Returns:
         The mean over known labels, in float32; 0 if none is known.
     """
     logits = logits.float()
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
     known = labels >= 0
     if problem_type == "multi_label_classification":
         losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
@@ -317,7 +330,11 @@ class DefocusForImageClassification(DefocusVisionPreTrainedModel):
             aux_logits = self.head2(patches.mean(dim=1) if self.config.aux_loss == "pooled" else patches)
         losses = {} if labels is None else self._losses(logits, aux_logits, labels)
         return DefocusImageClassifierOutput(
-            logits=logits, aux_logits=aux_logits, hidden_states=outputs.hidden_states, **losses
+            logits=logits,
+            aux_logits=aux_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **losses,
         )
 
     def _losses(

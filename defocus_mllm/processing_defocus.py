@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+_AUTO_MAP = {"AutoProcessor": "processing_defocus.DefocusProcessor"}
+
 # Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data. What
 # the model is to generate, and nothing else, stands between {% generation %} and {% endgeneration %}: training labels
 # are read off these marks.
@@ -60,6 +62,7 @@ class DefocusProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {self.image_token!r}; add it as a special token")
         template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
+        self.auto_map = dict(_AUTO_MAP)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return the placeholders that stand for image `image_idx` in the text."""

@@ -112,3 +112,13 @@ def test_the_examples_of_the_streaming_guide_do_what_they_say(
     sizes, bounds = capsys.readouterr().out.splitlines()
     assert f"# {sizes}, and no more for later frames" in bounded
     assert [float(bound) for bound in re.findall(r"[\d.e+-]+\d", bounds)][-1] == 0
+
+
+def test_every_example_of_the_plug_in_guide_answers() -> None:
+    blocks = python_blocks("docs/plug_in.md")
+    assert len(blocks) == 4
+    for block in blocks:
+        names = run(block, "docs/plug_in.md")
+        assert names["answer"].numel() > 0
+        if "words" in names:
+            assert 1 <= names["answer"].shape[1] - names["words"].shape[1] <= 3

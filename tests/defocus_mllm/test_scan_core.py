@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from defocus_mllm import compiled_defocus
 from defocus_mllm.kernels_defocus import group_rms_norm
-from defocus_mllm.scan_core_defocus import _plain_scan, scan_kernel, selective_scan
+from defocus_mllm.scan_core_defocus import scan_kernel, selective_scan
+from defocus_mllm.scan_formula_defocus import plain_scan
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 
@@ -72,7 +73,7 @@ def test_gradients_of_the_scan_match_finite_differences():
 def test_the_compiled_scan_is_the_plain_one(batch, tokens, channels, states, seed):
     arguments = scan_arguments(batch, tokens, channels, states, seed)
     assert scan_kernel(arguments[0].float()) == "compiled"
-    expected = results_and_gradients(_plain_scan, arguments, torch.float64)
+    expected = results_and_gradients(plain_scan, arguments, torch.float64)
     compiled = results_and_gradients(selective_scan, arguments, torch.float32)
     for ours, reference in zip(compiled, expected, strict=True):
         error = (ours - reference).abs().max() / reference.abs().max().clamp(min=1)
@@ -130,11 +131,11 @@ def test_a_forced_core_is_used_or_refused(monkeypatch):
         scan_kernel(single)
 
 
-def test_without_a_compiler_the_plain_core_remains(monkeypatch):
+def test_without_a_compiler_plain_torch_remains(monkeypatch):
     monkeypatch.setattr(compiled_defocus.shutil, "which", lambda name: None)
     compiled_defocus._library_or_reason.cache_clear()
     try:
-        assert scan_kernel(torch.zeros(1)) == "reference"
+        assert scan_kernel(torch.zeros(1)) == "chunked"
         monkeypatch.setenv("DEFOCUS_KERNEL", "compiled")
         with pytest.raises(RuntimeError, match="no C compiler"):
             scan_kernel(torch.zeros(1))
@@ -145,7 +146,7 @@ def test_without_a_compiler_the_plain_core_remains(monkeypatch):
 @needs_compiler
 def test_a_source_that_does_not_compile_is_said_so(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled_defocus, "SCAN_SOURCE", "int broken(")
+    monkeypatch.setattr(compiled_defocus, "_SOURCE", "int broken(")
     compiled_defocus._library_or_reason.cache_clear()
     try:
         for _ in range(2):

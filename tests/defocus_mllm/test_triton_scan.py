@@ -109,13 +109,13 @@ def loaded_with(monkeypatch, library, name):
     return module
 
 
-def test_without_triton_the_plain_scan_remains_and_the_reason_is_said(monkeypatch):
+def test_without_triton_plain_torch_remains_and_the_reason_is_said(monkeypatch):
     without = loaded_with(monkeypatch, None, "triton_scan_without_triton")
     reason = without.why_unavailable(ON_A_GPU)
     assert reason is not None
     assert "triton cannot be imported" in reason
     monkeypatch.setattr(triton_scan_defocus, "_PROBLEM", reason)
-    assert scan_kernel(ON_A_GPU) == "reference"
+    assert scan_kernel(ON_A_GPU) == "chunked"
     monkeypatch.setenv("DEFOCUS_KERNEL", "triton")
     with pytest.raises(RuntimeError, match="DEFOCUS_KERNEL=triton: triton cannot be imported"):
         scan_kernel(ON_A_GPU)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from defocus_mllm import DefocusVisionConfig, triton_scan_defocus
 from defocus_mllm.kernels_defocus import kernel_report
 from defocus_mllm.mixers_defocus import DefocusMamba
-from defocus_mllm.scan_core_defocus import _plain_scan, scan_kernel, selective_scan
+from defocus_mllm.scan_core_defocus import scan_kernel, selective_scan
+from defocus_mllm.scan_formula_defocus import plain_scan
 from defocus_mllm.triton_scan_defocus import triton_scan
 
 # Memory is filled with NaN when it is allocated, which shows what a kernel leaves out.
@@ -73,7 +74,7 @@ def assert_equal(results, reference, tolerance):
 def test_the_triton_scan_is_the_plain_one(batch, tokens, channels, states, decay, seed):
     arguments = scan_arguments(batch, tokens, channels, states, decay, seed)
     results = results_and_gradients(triton_scan, arguments, torch.float32)
-    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+    assert_equal(results, results_and_gradients(plain_scan, arguments), 1e-5)
 
 
 @pytest.mark.parametrize("tokens", [16, 19])
@@ -81,14 +82,14 @@ def test_sequences_of_several_segments(monkeypatch, tokens):
     monkeypatch.setattr(triton_scan_defocus, "_SEGMENT", 8)
     arguments = scan_arguments(2, tokens, 3, 4, "delta")
     results = results_and_gradients(triton_scan, arguments, torch.float32)
-    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+    assert_equal(results, results_and_gradients(plain_scan, arguments), 1e-5)
 
 
 def test_wide_programs_compute_the_same(monkeypatch):
     arguments = scan_arguments(1, 6, 37, 5)
     monkeypatch.setattr(triton_scan_defocus, "_WIDE_FROM", 1)
     results = results_and_gradients(triton_scan, arguments, torch.float32)
-    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+    assert_equal(results, results_and_gradients(plain_scan, arguments), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -98,7 +99,7 @@ def test_reduced_precision_is_read_and_computed_in_float32(dtype):
         tensor.to(dtype if name in "xBC" else torch.float32) for name, tensor in zip(NAMES, arguments, strict=True)
     ]
     results = results_and_gradients(triton_scan, arguments)
-    reference = results_and_gradients(_plain_scan, arguments, torch.float64)
+    reference = results_and_gradients(plain_scan, arguments, torch.float64)
     assert {name: results[name].dtype for name in NAMES} == {
         name: tensor.dtype for name, tensor in zip(NAMES, arguments, strict=True)
     }
@@ -113,18 +114,18 @@ def test_no_decay_is_too_weak_or_too_strong(step):
     arguments[2] = torch.full_like(arguments[1], step)
     arguments[3] = -torch.arange(1, 17, dtype=torch.float64).expand(3, 16)
     results = results_and_gradients(triton_scan, arguments, torch.float32)
-    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+    assert_equal(results, results_and_gradients(plain_scan, arguments), 1e-5)
 
 
 def test_what_is_left_out_is_zero_and_layouts_do_not_matter():
     x, delta, decay_delta, A, B, C, h = (tensor.float() for tensor in scan_arguments(2, 5, 3, 4))
     torch.testing.assert_close(
         triton_scan(x, delta, delta, None, B, C),
-        _plain_scan(x, delta, delta, torch.zeros_like(A), B, C, torch.zeros_like(h)),
+        plain_scan(x, delta, delta, torch.zeros_like(A), B, C, torch.zeros_like(h)),
     )
     turned = [tensor.mT.contiguous().mT for tensor in (x, delta, decay_delta, A, B, C, h)]
     assert not turned[0].is_contiguous()
-    torch.testing.assert_close(triton_scan(*turned), _plain_scan(x, delta, decay_delta, A, B, C, h))
+    torch.testing.assert_close(triton_scan(*turned), plain_scan(x, delta, decay_delta, A, B, C, h))
 
 
 @pytest.mark.parametrize("name", ["delta", "A", "B", "C", "initial"])
@@ -201,7 +202,7 @@ def test_a_compiled_graph_has_no_break(monkeypatch, decay):
     arguments = scan_arguments(1, 5, 3, 4, decay)
     compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
     results = results_and_gradients(compiled, arguments, torch.float32)
-    assert_equal(results, results_and_gradients(_plain_scan, arguments), 1e-5)
+    assert_equal(results, results_and_gradients(plain_scan, arguments), 1e-5)
 
 
 def test_the_mixer_runs_with_it_and_continues_a_sequence(monkeypatch):
