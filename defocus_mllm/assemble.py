@@ -79,12 +79,8 @@ def assemble(
 def new_encoder(preset: str, dtype: torch.dtype) -> tuple[DefocusVisionModel, DefocusImageProcessor]:
     """An encoder of a published size with random weights, in `dtype` but for what float32 is kept for."""
     config = DefocusVisionConfig.from_preset(preset)
-    encoder = DefocusVisionModel(config)
-    kept = set(encoder._keep_in_fp32_modules_strict or ())
-    for name, parameter in encoder.named_parameters():
-        if not kept & set(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    return encoder, DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    encoder: Any = DefocusVisionModel(config)
+    return encoder.to(dtype), DefocusImageProcessor(size={"height": config.image_size, "width": config.image_size})
 
 
 def model_type_of(folder: str, name: str) -> str:

@@ -214,7 +214,7 @@ def _scan(x, delta, decay, A, B, C, D, gate, initial, group_size, eps, softplus,
 @no_type_check
 def _scan_shapes(x, delta, decay, A, B, C, D, gate, initial, group_size, eps, softplus, scale, keep):
     chunks = (x.shape[1] + _CHUNK - 1) // _CHUNK if keep else 0
-    starts = x.new_empty(len(x), chunks, A.shape[1], x.shape[2])
+    starts = x.new_empty(x.shape[0], chunks, A.shape[1], x.shape[2])  # len() would fix the batch size in a graph
     return x.new_empty(x.shape), x.new_empty(initial.shape), starts
 
 

@@ -53,12 +53,14 @@ def test_the_encoder_is_causal_as_shown(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_examples_of_the_encoder_guide_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
-    pieces, resized = python_blocks("docs/encoder.md")
+    pieces, resized, backends = python_blocks("docs/encoder.md")
     run(pieces, "docs/encoder.md")
     (difference,) = re.findall(r"tensor\(([^,)]*)", capsys.readouterr().out)
     assert float(difference) < 1e-12
     run(resized, "docs/encoder.md")
     assert capsys.readouterr().out.split() == ["2.0", "4.0"]
+    run(backends, "docs/encoder.md")
+    assert "'folded'" in capsys.readouterr().out
 
 
 def test_every_example_of_the_dense_guide_uses_the_trained_encoder(

@@ -28,7 +28,7 @@ def checkpoint_activations(model: nn.Module, frozen: Sequence[nn.Module] = ()) -
     Raises:
         ValueError: a part of the model has no layers that can do so, or a frozen layer has dropout of its own.
     """
-    for part in (model, *model.modules()):
+    for part in model.modules():
         if not getattr(part, "supports_gradient_checkpointing", part is not model):
             raise ValueError(f"gradient_checkpointing: {type(part).__name__} does not support it; leave it off")
     assert isinstance(model, PreTrainedModel)

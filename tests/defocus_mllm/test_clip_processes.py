@@ -87,7 +87,8 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(results):
         assert result["gradients"].keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert gradient.abs().max() > 0, name
-            assert (result["gradients"][name] - gradient).abs().max() < 1e-12 + 1e-9 * gradient.abs().max(), name
+            exact = 1e-9 if gradient.dtype == torch.float64 else 1e-6  # the filter stays in float32
+            assert (result["gradients"][name] - gradient).abs().max() < 1e-12 + exact * gradient.abs().max(), name
 
 
 def test_processes_with_different_numbers_of_pairs_are_told_so(results):
