@@ -55,14 +55,15 @@ class AttentionCore(_Core):
     """De-focus attention (eq. 8) with its rotation and decay; (batch, heads, tokens, channels) in and out."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return defocus_attention(query, key, value, *self.band_pass.rates(), self.scaling)
+        decay, theta = self.band_pass()
+        return defocus_attention(query, key, value, decay, theta, self.scaling)
 
 
 class RetentionCore(_Core):
     """Retention (eq. 4) with its rotation and decay; (batch, heads, tokens, channels) in and out."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        decay, theta = self.band_pass.rates()
+        decay, theta = self.band_pass()
         time = torch.arange(query.shape[2], device=query.device, dtype=torch.float64)
         query, key = scale_tokens(query, None, theta, time), scale_tokens(key, None, theta, time) * self.scaling
         return retention(query, key, value, decay)[0]

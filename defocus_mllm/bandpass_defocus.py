@@ -66,7 +66,7 @@ class DefocusBandPass(nn.Module):
         """lambda = -exp(lambda_hat), shape (heads,), negative, in at least float32; None without decay."""
         return None if self.lambda_hat is None else -torch.exp(at_least_float32(self.lambda_hat))
 
-    def rates(
+    def forward(
         self, delta_scale_factor: float = 1.0, rope_scale_factor: float = 1.0
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """lambda, (heads,), and theta, (heads, pairs), a token, in at least float32; None for what there is not.

@@ -35,8 +35,14 @@ class DefocusEmbeddings(nn.Module):
         """Height and width of a section, in patches; in raster order a patch is one."""
         return self.config.section_size or 1
 
-    def forward(self, pixel_values: torch.Tensor, any_size: bool = False) -> torch.Tensor:
-        """Embed whole images.
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        any_size: bool = False,
+        image: DefocusImageProgress | None = None,
+        final: bool | None = None,
+    ) -> torch.Tensor:
+        """Embed whole images, or with `image` the next piece of them, see `embed_piece`.
 
         Args:
             pixel_values: (batch, channels, image_size, image_size); with `any_size` any height and width that are
@@ -48,6 +54,8 @@ class DefocusEmbeddings(nn.Module):
         Raises:
             ValueError: `pixel_values` has another shape.
         """
+        if image is not None:
+            return self.embed_piece(pixel_values, image, final)
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if not any_size and (pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected):

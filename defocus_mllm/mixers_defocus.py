@@ -105,7 +105,7 @@ class _HeadMixer(nn.Module):
 
     def rates(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """lambda, (heads,), and theta, (heads, pairs), a token, scaled to the resolution."""
-        return self.band_pass.rates(self.config.delta_scale_factor, self.config.rope_scale_factor)
+        return self.band_pass(self.config.delta_scale_factor, self.config.rope_scale_factor)
 
 
 class DefocusAttentionWeights(nn.Module):
@@ -217,6 +217,18 @@ _TIME_STEP_RANGE = (0.001, 0.1)
 _TIME_STEP_FLOOR = 1e-4
 
 
+class DefocusConvolution(nn.Conv1d):
+    """The causal convolution before the scan.
+
+    Its weights are used by a call of the module, never read from outside: what holds them elsewhere until they are
+    needed (offloading, sharding) brings them for a call.
+    """
+
+    def forward(self, inputs: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+        """See `causal_convolution`."""
+        return causal_convolution(inputs, before, self.weight, self.bias)
+
+
 class DefocusMamba(nn.Module):
     """De-focus Mamba's mixer (eq. 9), as released in `mamba_block.py`.
 
@@ -240,7 +252,7 @@ class DefocusMamba(nn.Module):
         register(self, "D", "learnable", channels)
         register(self, "theta", config.rotary, states)
         register(self, "decay_bias", "none" if config.decay == "data_dependent" else decay, channels)
-        self.conv1d = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
+        self.conv1d = DefocusConvolution(channels, channels, config.conv_kernel, groups=channels)
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
         self.x_proj = nn.Linear(channels, config.time_step_rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(config.time_step_rank, channels)
@@ -293,7 +305,7 @@ class DefocusMamba(nn.Module):
         inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
         before = None if state is None else state.convolution
         window = self._next_window(inputs, before)
-        inputs = causal_convolution(inputs, before, self.conv1d.weight, self.conv1d.bias)
+        inputs = self.conv1d(inputs, before)
         mixed, scan = self._scan(inputs, gate, past, None if state is None else state.scan)
         output = self.out_proj(mixed.to(hidden_states.dtype))
         return output, DefocusMambaState(window, scan, past + hidden_states.shape[1])

@@ -204,7 +204,7 @@ class DefocusVisionModel(DefocusVisionPreTrainedModel):
         """The tokens that go through the blocks; `state.image` is brought on."""
         if state is not None and pixel_values.ndim == 4:
             state.image = self.embeddings.image_of(state.image, pixel_values, any_size, image_size, final)
-            return self.embeddings.embed_piece(pixel_values, state.image, final)
+            return self.embeddings(pixel_values, image=state.image, final=final)
         if image_size is not None or final is not None:
             raise ValueError("image_size and final are for pieces of an image: use_cache=True, four dimensions")
         if pixel_values.ndim != 5:

@@ -15,6 +15,7 @@ from defocus_mllm import (
     DefocusVisionConfig,
     DefocusVisionModel,
 )
+from defocus_mllm.cache_defocus import CACHE_NAME
 
 MIXERS = ["attention", "retention", "mamba"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -122,6 +123,25 @@ def test_a_sharded_checkpoint_loads_with_parts_on_disk(model, tmp_path):
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
     inputs = inputs_of(model)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_weight_of_the_encoder_can_lie_on_disk(mixer, tmp_path):
+    encoder = DefocusVisionModel(vision_config_of(mixer, num_registers=1, context_broadcasting="none")).eval()
+    encoder.save_pretrained(tmp_path / "checkpoint")
+    loaded = DefocusVisionModel.from_pretrained(
+        tmp_path / "checkpoint",
+        device_map={"embeddings": "disk", "layers": "disk", "norm": "cpu"},
+        offload_folder=tmp_path / "offload",
+    ).eval()
+    assert all(parameter.is_meta for parameter in loaded.layers.parameters())
+    pixels = torch.randn(1, 3, 16, 16)
+    expected = encoder(pixels).last_hidden_state
+    assert torch.equal(loaded(pixels).last_hidden_state, expected)
+    first = loaded(pixels[:, :, :8], use_cache=True)
+    second = loaded(pixels[:, :, 8:], cache=first[CACHE_NAME])
+    pieces = torch.cat([first.last_hidden_state, second.last_hidden_state], dim=1)
+    torch.testing.assert_close(pieces, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
