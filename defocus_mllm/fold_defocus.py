@@ -59,7 +59,8 @@ def fold_images(
         yield from zip(query.split(images), key.split(images), strict=True)
         return
     if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
-        rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
+        numbers = (None if x is None else at_least_float32(x).contiguous() for x in (decay, theta))
+        rates, frequencies = (None if x is None else (tuple(x.shape), x.numpy().tobytes(), x.dtype) for x in numbers)
         of_query, of_key = _kept_tables(rates, frequencies, queries, keys, dtype)
     else:
         of_query, of_key = _tables(decay, theta, queries, keys, dtype)
@@ -99,9 +100,9 @@ def _tables(
 def _kept_tables(
     decay: tuple[Any, ...] | None, theta: tuple[Any, ...] | None, queries: int, keys: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_tables` of these very numbers, each (shape, values ...); making them is dear for short sequences."""
+    """`_tables` of these very numbers, each (shape, bytes, dtype); making them is dear for short sequences."""
     rates, frequencies = (
-        None if x is None else torch.tensor(x[1:], dtype=torch.float64).view(x[0]) for x in (decay, theta)
+        None if x is None else torch.frombuffer(bytearray(x[1]), dtype=x[2]).view(x[0]) for x in (decay, theta)
     )
     return _tables(rates, frequencies, queries, keys, dtype)
 
@@ -284,6 +285,7 @@ def folds_safely(
     return not clamps or reach + 2 * math.log(largest) - math.log(info.eps) <= -math.log(info.tiny)
 
 
+@functools.lru_cache(maxsize=4096)
 def folds_any(rate: float, num_tokens: int, dtype: torch.dtype) -> bool:
     """Whether this decay folds safely into any queries and keys of a whole sequence whose logits are finite at all.
 
