@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .card_defocus import CARD, is_generated, model_card
+from .card_defocus import CARD, is_replaceable, model_card
 from .files import combined_sha256, write_text_atomically
 
 RESULTS_SCHEMA = 1
@@ -32,7 +32,9 @@ def add_card_arguments(parser: argparse.ArgumentParser) -> None:
 def run_card(arguments: argparse.Namespace) -> None:
     """Write the card into the checkpoint's folder; what is not given is said to be unknown."""
     directory = Path(arguments.directory)
-    if not is_generated(directory / CARD):
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory} is no checkpoint: it has no config.json")
+    if not is_replaceable(directory / CARD):
         raise ValueError(f"{directory / CARD} was not generated and is not replaced; move it away first")
     if arguments.license is not None and not _LICENSE.fullmatch(arguments.license):
         raise ValueError(f"--license: {arguments.license!r} is no identifier of the Hub, such as apache-2.0")

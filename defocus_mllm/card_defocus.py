@@ -1,14 +1,12 @@
-"""The model card (README.md) of a checkpoint, and `push_to_hub` with it: what is known is stated, the rest is said to
-be unknown.
+"""The model card (README.md) of a checkpoint, and `push_to_hub` with it.
 
-A card is made from the files it describes: config.json, the headers of the weights, the record of a training run
-(run.json) and the results of evaluations (results.json).
+A card is made from what it describes: the configuration, the headers of the weights, the record of a training run
+(run.json) and the results of evaluations (results.json). What is not known is said to be unknown.
 """
 
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, parse_local_safetensors_file_metadata
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -34,9 +32,10 @@ _TASKS = {
     "DefocusCLIPModel": ("zero-shot-image-classification", "AutoModelForZeroShotImageClassification"),
     "DefocusBackbone": ("image-feature-extraction", "AutoBackbone"),
     "DefocusVisionModel": ("image-feature-extraction", "AutoModel"),
-    "DefocusModel": ("image-feature-extraction", "AutoModel"),
+    "DefocusModel": ("feature-extraction", "AutoModel"),
     "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
 }
+_MIXERS = {"attention": "defocus-vit", "retention": "defocus-retnet", "mamba": "defocus-mamba"}
 # Arguments of a run that say where its files lay.
 _PLACES = {"output_dir", "data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model"}
 _PLACES |= {"image_root", "resume", "dry_run"}
@@ -44,8 +43,7 @@ _PLACES |= {"image_root", "resume", "dry_run"}
 _LIMITS = {
     "image-text-to-text": [
         "Answers can be wrong, and are given with the same fluency when they are.",
-        "One image takes the number of tokens named above, at one size; detail that does not survive the resizing is "
-        "lost.",
+        "Every image is resized to the size named above; what does not survive that is lost.",
     ],
     "text-generation": ["Text can be wrong, and is given with the same fluency when it is."],
 }
@@ -61,6 +59,7 @@ def model_card(
     results: Sequence[Mapping[str, Any]] = (),
     license_id: str | None = None,
     base_models: Sequence[str] = (),
+    config: Any = None,
 ) -> str:
     """The text of the card of the checkpoint in `directory`.
 
@@ -70,22 +69,19 @@ def model_card(
         results: contents of results.json of evaluations of these weights.
         license_id: the Hub's identifier of a licence, such as "mit"; None: not stated.
         base_models: names on the Hub of the models this one derives from.
-
-    Raises:
-        FileNotFoundError: `directory` holds no config.json.
+        config: the model's configuration; None: read from `directory`.
     """
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} is no checkpoint: it has no config.json")
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or ["unknown"])[0]
+    config = config or AutoConfig.from_pretrained(directory)
+    architecture = (config.architectures or ["unknown"])[0]
     task, auto_class = next((found for end, found in _TASKS.items() if architecture.endswith(end)), (None, "AutoModel"))
+    vision = _vision_of(config)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
         license=license_id,
         base_model=list(base_models) or None,
-        tags=_tags(config),
+        tags=["defocus-attention", _MIXERS[vision.mixer], "custom_code"] if vision else None,
         model_name=architecture if results else None,
         eval_results=[entry for result in results for entry in _index_entries(result, task)] or None,
     )
@@ -104,39 +100,40 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def is_generated(card: str | Path) -> bool:
+def is_replaceable(card: str | Path) -> bool:
     """Whether the file `card` may be replaced by a generated card: it is one, or there is none."""
     card = Path(card)
     return not card.is_file() or MARK in card.read_text(encoding="utf-8")
 
 
-def _tags(config: Mapping[str, Any]) -> list[str]:
-    vision = config.get("vision_config") or (config if "mixer" in config else {})
-    names = {"attention": "defocus-vit", "retention": "defocus-retnet", "mamba": "defocus-mamba"}
-    tags = ["defocus-attention", names[vision["mixer"]]] if "mixer" in vision else []
-    return [*tags, *(["custom_code"] if config.get("auto_map") else [])]
+def _vision_of(config: Any) -> Any:
+    """The encoder's configuration, which may be the whole; None for a model without an encoder of ours."""
+    vision = getattr(config, "vision_config", config)
+    return vision if hasattr(vision, "mixer") else None
 
 
-def _description(directory: Path, config: Mapping[str, Any], auto_class: str) -> list[str]:
-    vision = config.get("vision_config") or (config if "mixer" in config else None)
-    text = config.get("text_config") or (config if vision is None else None)
-    rows = [("Parameters stored", _count_parameters(directory)), ("Precision", config.get("dtype") or "unknown")]
+def _description(directory: Path, config: Any, auto_class: str) -> list[str]:
+    vision = _vision_of(config)
+    text = getattr(config, "text_config", None if vision else config)
+    rows: list[tuple[str, Any]] = [
+        ("Parameters stored", _count_parameters(directory)),
+        ("Precision", str(config.dtype or "unknown").removeprefix("torch.")),
+    ]
     if vision:
-        order = "causal" if vision.get("causal", True) else "not causal"
+        order = "causal" if vision.causal else "not causal"
         rows += [
-            ("Encoder", f"{vision.get('mixer')}, {order}, {_sizes(vision)}"),
-            ("Image", f"{vision.get('image_size')} pixels, patches of {vision.get('patch_size')}"),
-            ("Tokens of an image", _count_tokens(vision)),
+            ("Encoder", f"{vision.mixer}, {order}, {_sizes(vision)}"),
+            ("Image", f"{vision.image_size} pixels, patches of {vision.patch_size}"),
+            ("Tokens of an image", vision.num_image_tokens),
         ]
     if text:
-        rows.append(("Language model", f"{text.get('model_type')}, {_sizes(text)}"))
+        rows.append(("Language model", f"{text.model_type}, {_sizes(text)}"))
     introduction = (
-        "An encoder that reads the patches of an image as one causal sequence, see [De-focus Attention "
-        "Networks](https://arxiv.org/abs/2406.04342)"
-        + (", in front of a decoder-only language model." if vision and text else ".")
+        "An encoder that reads the patches of an image as one sequence, see [De-focus Attention "
+        f"Networks](https://arxiv.org/abs/2406.04342){', beside a text model' if text else ''}."
     )
-    code = ', trust_remote_code=True' if config.get("auto_map") else ""
-    usage = f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained(folder{code})"
+    options = ", trust_remote_code=True" if vision else ""
+    usage = f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained(folder{options})"
     return [
         *([introduction] if vision else []),
         _table(("", ""), rows),
@@ -145,13 +142,9 @@ def _description(directory: Path, config: Mapping[str, Any], auto_class: str) ->
     ]
 
 
-def _sizes(config: Mapping[str, Any]) -> str:
-    return f"{config.get('num_hidden_layers', 'unknown')} layers, width {config.get('hidden_size', 'unknown')}"
-
-
-def _count_tokens(vision: Mapping[str, Any]) -> int:
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    return patches + vision.get("num_registers", 0) + int(vision.get("class_token", True))
+def _sizes(config: Any) -> str:
+    names = {"layers": "num_hidden_layers", "channels": "hidden_size"}
+    return ", ".join(f"{getattr(config, name, 'unknown')} {what}" for what, name in names.items())
 
 
 def _count_parameters(directory: Path) -> str:
@@ -273,10 +266,10 @@ class DefocusCardModel(PreTrainedModel):
 
     def _write_card(self, directory: Path) -> None:
         path = directory / CARD
-        if not is_generated(path):
+        if not is_replaceable(path):
             logger.warning(f"{path} was not generated and stays as it is; does it fit these weights?")
             return
-        card = self._kept_card(directory) or model_card(directory)
+        card = self._kept_card(directory) or model_card(directory, config=self.config)
         if path.is_file() and path.read_text(encoding="utf-8") != card:
             logger.warning(
                 f"{path} described the weights before these and is replaced; `defocus-mllm card {directory}` states "
@@ -288,7 +281,7 @@ class DefocusCardModel(PreTrainedModel):
         """The generated card of the folder this model came from, if the weights in `directory` are the same."""
         source = Path(self.name_or_path)
         names = {path.name for path in directory.glob("*.safetensors")}
-        if not (source / CARD).is_file() or not is_generated(source / CARD) or source.samefile(directory):
+        if not (source / CARD).is_file() or not is_replaceable(source / CARD) or source.samefile(directory):
             return None
         if not names or names != {path.name for path in source.glob("*.safetensors")}:
             return None
@@ -344,7 +337,7 @@ def _may_replace_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
     if not api.file_exists(repo_id, CARD, revision=revision):
         return True
     card = Path(api.hf_hub_download(repo_id, CARD, revision=revision))
-    return is_generated(card) or _CARD_OF_TRANSFORMERS in card.read_text(encoding="utf-8")
+    return is_replaceable(card) or _CARD_OF_TRANSFORMERS in card.read_text(encoding="utf-8")
 
 
-__all__ = ["CARD", "DefocusCardModel", "is_generated", "model_card"]
+__all__ = ["CARD", "DefocusCardModel", "is_replaceable", "model_card"]
