@@ -229,7 +229,9 @@ def _train(
         if accelerator.is_main_process:
             save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
             done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
-            record.update(saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion)
+            record.update(
+                saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
+            )
             write_card(output_dir, record.content)
         accelerator.wait_for_everyone()
     for name, value in conclusion.items():

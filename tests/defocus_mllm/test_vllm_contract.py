@@ -34,11 +34,13 @@ AttentionInterface.register("vllm_stand_in", attention_of_vllm)
 
 
 class Replaced(nn.Module):
-    """Stands for vLLM's linear and convolution layers: other classes, without the weight of the original."""
+    """Stands for vLLM's layers, which are other classes; its convolution has a weight, a quantised linear none."""
 
     def __init__(self, original):
         super().__init__()
         self.compute = lambda inputs: original(inputs)
+        if isinstance(original, nn.Conv2d):
+            self.weight = original.weight
 
     def forward(self, inputs):
         return self.compute(inputs)
@@ -142,7 +144,7 @@ def test_every_layer_of_text_gets_its_attention_instance_and_hidden_states_come_
         attention_instances=instances,
         return_dict=False,
     )
-    assert SEEN == list(instances.items())
+    assert list(instances.items()) == SEEN
     torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-5)
     # base.py, _get_attn_cls: `is_causal=False` marks an encoder.
     assert all(getattr(module, "is_causal", True) for module in base.language_model.modules())
@@ -189,7 +191,7 @@ def test_the_processor_counts_what_it_returns(folder, image, inputs):
     assert sum(counts["num_image_patches"]) == len(inputs["pixel_values"])
     assert counts["num_image_tokens"] == [int((inputs["input_ids"] == processor.image_token_id).sum())]
     size = processor.image_processor.size
-    assert size.get("height") and size.get("width")
+    assert size["height"] == size["width"] == 32
     # _get_modality_field_names: what no sub-processor declares does not reach the model.
     assert set(inputs) - {"input_ids", "attention_mask"} == set(processor.image_processor.model_input_names)
 
@@ -208,9 +210,7 @@ def test_the_processor_reports_where_each_image_went(processor, image):
 
 def test_the_processor_marks_the_tokens_of_images(processor, image):
     """multimodal.py, LegacyMultiModalProcessor (transformers < 5.15)."""
-    output = processor(
-        text=["<image> red"], images=[image], return_tensors="pt", return_mm_token_type_ids=True
-    )
+    output = processor(text=["<image> red"], images=[image], return_tensors="pt", return_mm_token_type_ids=True)
     assert torch.equal(output["mm_token_type_ids"] == 1, output["input_ids"] == processor.image_token_id)
 
 
