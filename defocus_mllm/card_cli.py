@@ -43,9 +43,8 @@ def run_card(arguments: argparse.Namespace) -> None:
     card = model_card(directory, run, results, arguments.license, arguments.base_model)
     write_text_atomically(directory / CARD, card)
     trained = "with its training" if run else "without a training run (no run.json)"
-    print(
-        f"wrote {directory / CARD}, {trained}, {len(results)} evaluation(s), licence {arguments.license or 'not stated'}"
-    )
+    licence = arguments.license or "not stated"
+    print(f"wrote {directory / CARD}, {trained}, {len(results)} evaluation(s), licence {licence}")
 
 
 def find_run(directory: Path) -> dict[str, Any] | None:
