@@ -161,7 +161,7 @@ class DefocusModel(DefocusPreTrainedModel):
             ValueError: the number of placeholders differs from the number of image tokens.
         """
         if input_ids is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            image_token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
             placeholders = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         else:
             placeholders = input_ids == self.config.image_token_id

@@ -17,66 +17,57 @@ MAMBA = {"state_size": 4, "time_step_rank": 3, "group_norm_size": 16}
 TEXT = {"model_type": "llama", "vocab_size": 40, "initializer_range": 0.2, **SIZES, "num_attention_heads": 4}
 RATE = 0.1
 
-HEAD = """
-import os, sys
+SCRIPT = """
+import sys
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 from defocus_mllm import DefocusForConditionalGeneration
 
-root, rate = sys.argv[1], float(sys.argv[2])
+rate, *folders = sys.argv[1:]
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
-whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 def load(folder, **options):
     config = DistributedConfig(**options)
     model = DefocusForConditionalGeneration.from_pretrained(folder, distributed_config=config)
-    split = sorted(name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
-                   and any(placement.is_shard() for placement in parameter.placements))
-    return model, split
-"""
+    split = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
+             and any(placement.is_shard() for placement in parameter.placements)]
+    return model.train(), {"split": split, "world_size": world_size}
 
-TENSOR_PARALLEL = (
-    HEAD
-    + """
-for folder in sorted(path.path for path in os.scandir(root) if path.is_dir()):
-    model, split = load(folder, tp_size=2, tp_plan="auto")
-    batch = torch.load(folder + "/batch.pt", weights_only=True)
-    outputs = model.train()(**batch)
-    outputs.loss.backward()
-    gradients = {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
+def tensor_parallel(folder, batch):
+    model, result = load(folder, tp_size=2, tp_plan="auto")
+    loss = model(**batch).loss
+    loss.backward()
+    result["gradients"] = {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
     with torch.no_grad():
-        logits = model.eval()(**batch).logits
-        del batch["labels"]
-        answer = model.generate(**batch, max_new_tokens=4, do_sample=False)
+        result["logits"] = model.eval()(**batch).logits
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        result["answer"] = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     model.save_pretrained(folder + "/saved")
-    result = {"loss": outputs.loss.detach(), "logits": logits, "gradients": gradients, "answer": answer}
-    torch.save({**result, "split": split, "world_size": world_size}, f"{folder}/result-{rank}.pt")
-dist.destroy_process_group()
-"""
-)
+    return {**result, "loss": loss.detach()}
 
-FULLY_SHARDED = (
-    HEAD
-    + """
-for folder in sorted(path.path for path in os.scandir(root) if path.is_dir()):
-    model, split = load(folder, fsdp_size=2)
-    batch = torch.load(folder + "/batch.pt", weights_only=True)
-    part = {name: tensor.chunk(world_size)[rank] for name, tensor in batch.items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    loss = model.train()(**part).loss
+def fully_sharded(folder, batch):
+    model, result = load(folder, fsdp_size=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(rate))
+    loss = model(**{name: tensor.chunk(world_size)[rank] for name, tensor in batch.items()}).loss
     loss.backward()
     optimizer.step()
     mean = loss.detach() / world_size
     dist.all_reduce(mean)
     weights = {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
-    torch.save({"loss": mean, "weights": weights, "split": split, "world_size": world_size},
-               f"{folder}/result-{rank}.pt")
+    return {**result, "loss": mean, "weights": weights}
+
+for folder in folders:
+    batch = torch.load(folder + "/batch.pt", weights_only=True)
+    results = [tensor_parallel(folder, batch), fully_sharded(folder, batch)]
+    torch.save(results, f"{folder}/result-{rank}.pt")
 dist.destroy_process_group()
 """
-)
 
 
 def write_model(folder, mixer, **fields):
@@ -94,52 +85,49 @@ def write_model(folder, mixer, **fields):
     return model, batch
 
 
-def run_two_processes(script, root):
-    """What the two wrote, by the name of the model's folder; the script goes over all folders in `root`."""
-    (root / "script.py").write_text(script)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(root / "script.py"), str(root), str(RATE)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    folders = [path for path in root.iterdir() if path.is_dir()]
-    return {
-        folder.name: [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in (0, 1)]
-        for folder in folders
-    }
-
-
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Name -> (model, batch), in one folder each."""
-    root = tmp_path_factory.mktemp("models")
-    made = {mixer: write_model(root / mixer, mixer) for mixer in MIXERS}
-    made["linear"] = write_model(root / "linear", "attention", projector_type="linear")
-    return root, made
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")
-def tensor_parallel(models):
-    return run_two_processes(TENSOR_PARALLEL, models[0])
+def models(root):
+    """Name -> (model, batch), each in a folder of `root`."""
+    made = {mixer: write_model(root / mixer, mixer) for mixer in MIXERS}
+    return {**made, "linear": write_model(root / "linear", "attention", projector_type="linear")}
+
+
+@pytest.fixture(scope="module")
+def results(root, models):
+    """Name -> what each of two processes computed, by tensor parallelism and by FSDP2."""
+    (root / "script.py").write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(root / "script.py"), str(RATE), *(str(root / name) for name in models)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {
+        name: [torch.load(root / name / f"result-{rank}.pt", weights_only=True) for rank in (0, 1)] for name in models
+    }
 
 
 @pytest.mark.parametrize("name", [*MIXERS, "linear"])
-def test_tensor_parallel_processes_compute_what_one_computes(models, tensor_parallel, name):
-    model, batch = models[1][name]
+def test_tensor_parallel_processes_compute_what_one_computes(models, results, name):
+    model, batch = models[name]
     model.zero_grad()
     outputs = model.train()(**batch)
     outputs.loss.backward()
     inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
     answer = model.eval().generate(**inputs, max_new_tokens=4, do_sample=False)
-    for result in tensor_parallel[name]:
+    for result, _ in results[name]:
         assert result["world_size"] == 2
         close(result["loss"], outputs.loss.detach())
         close(result["logits"], outputs.logits.detach())
@@ -148,10 +136,10 @@ def test_tensor_parallel_processes_compute_what_one_computes(models, tensor_para
             close(result["gradients"][parameter], value.grad)
 
 
-def test_the_plan_splits_the_linear_layers_of_encoder_and_projector(tensor_parallel):
+def test_the_plan_splits_the_linear_layers_of_encoder_and_projector(results):
     before = {"attention": {"qkv"}, "retention": {"qkv", "gate"}, "mamba": {"in_proj"}}
     for mixer in MIXERS:
-        split = set(tensor_parallel[mixer][0]["split"])
+        split = set(results[mixer][0][0]["split"])
         mixing = {f"mixer.{name}.weight" for name in before[mixer] | {"out_proj"}}
         mlp = set() if mixer == "mamba" else {"mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"}
         assert {f"model.vision_tower.layers.1.{name}" for name in mixing | mlp} <= split
@@ -161,23 +149,24 @@ def test_the_plan_splits_the_linear_layers_of_encoder_and_projector(tensor_paral
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_a_model_split_over_processes_is_saved_whole(models, tensor_parallel, name):
-    saved = DefocusForConditionalGeneration.from_pretrained(models[0] / name / "saved")
-    for parameter, value in models[1][name][0].state_dict().items():
-        assert torch.equal(saved.state_dict()[parameter], value), parameter
+def test_a_model_split_over_processes_is_saved_whole(root, models, results, name):
+    saved = DefocusForConditionalGeneration.from_pretrained(root / name / "saved").state_dict()
+    assert (root / name / "saved" / "README.md").is_file()
+    original = DefocusForConditionalGeneration.from_pretrained(root / name).state_dict()
+    assert all(torch.equal(saved[parameter], value) for parameter, value in original.items())
 
 
-def test_one_step_of_fully_sharded_processes_is_a_step_of_one(tmp_path):
-    made = {mixer: write_model(tmp_path / mixer, mixer) for mixer in MIXERS}
-    results = run_two_processes(FULLY_SHARDED, tmp_path)
-    for mixer, (model, batch) in made.items():
-        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        loss = model.train()(**batch).loss
-        loss.backward()
-        optimizer.step()
-        for result in results[mixer]:
-            assert result["world_size"] == 2
-            assert {name for name, _ in model.named_parameters()} == set(result["split"])
-            close(result["loss"], loss.detach())
-            for name, parameter in model.named_parameters():
-                close(result["weights"][name], parameter.detach())
+@pytest.mark.parametrize("name", MIXERS)
+def test_one_step_of_fully_sharded_processes_is_a_step_of_one(models, root, results, name):
+    batch = models[name][1]
+    model = DefocusForConditionalGeneration.from_pretrained(root / name).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    for _, result in results[name]:
+        assert result["world_size"] == 2
+        assert {parameter for parameter, _ in model.named_parameters()} == set(result["split"])
+        close(result["loss"], loss.detach())
+        for parameter, value in model.named_parameters():
+            close(result["weights"][parameter], value.detach())
