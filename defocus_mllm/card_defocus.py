@@ -281,7 +281,7 @@ class DefocusCardModel(PreTrainedModel):
 
     def _kept_card(self, directory: Path) -> str | None:
         """The generated card of the folder this model came from, if the weights in `directory` are the same."""
-        source = Path(self.name_or_path)
+        source = Path(self.name_or_path or "")
         names = {path.name for path in directory.glob("*.safetensors")}
         if not (source / CARD).is_file() or not is_replaceable(source / CARD) or source.samefile(directory):
             return None
@@ -290,7 +290,7 @@ class DefocusCardModel(PreTrainedModel):
         same = all(filecmp.cmp(source / name, directory / name, shallow=False) for name in names)
         return (source / CARD).read_text(encoding="utf-8") if same else None
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
         *,
@@ -301,7 +301,7 @@ class DefocusCardModel(PreTrainedModel):
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: int | str | None = "50GB",
-        tags: list[str] | None = None,
+        tags: list[str] | str | None = None,
     ) -> str:
         """Upload weights, configuration, code and card in one commit; the arguments are those of Transformers.
 
@@ -315,8 +315,8 @@ class DefocusCardModel(PreTrainedModel):
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             if not _may_replace_card(api, repo_id, revision):
                 (Path(folder) / CARD).unlink()
-            elif tags:
-                _add_tags(Path(folder) / CARD, tags)
+            elif wanted := [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]:
+                _add_tags(Path(folder) / CARD, wanted)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

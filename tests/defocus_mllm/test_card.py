@@ -199,6 +199,7 @@ def hub(monkeypatch, tmp_path):
 def test_one_commit_takes_weights_code_and_card_to_the_hub(checkpoint, hub):
     run_command(checkpoint, "--license", "mit")
     loaded = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    loaded.add_model_tags(["trl"])
     assert loaded.push_to_hub("me/model", private=True, tags=["mine"]) == "commit"
     (upload,) = hub.uploads
     assert upload.repo_id == "me/model"
@@ -207,7 +208,7 @@ def test_one_commit_takes_weights_code_and_card_to_the_hub(checkpoint, hub):
     assert {"modeling_defocus.py", "configuration_defocus.py", "card_defocus.py"} <= code
     card = ModelCard(upload.files[CARD].decode())
     assert card.data.license == "mit"
-    assert card.data.tags == ["defocus-attention", "defocus-vit", "custom_code", "mine"]
+    assert card.data.tags == ["defocus-attention", "defocus-vit", "custom_code", "trl", "mine"]
 
 
 def test_saving_with_push_to_hub_uploads_the_same(model, hub, tmp_path):
