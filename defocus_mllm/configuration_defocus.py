@@ -11,6 +11,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
+from .parallel_defocus import encoder_plan, projector_plan
+
 logger = logging.get_logger(__name__)
 
 # Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
@@ -154,6 +156,8 @@ class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedCo
 
     model_type = "defocus_vision"
     base_config_key = "vision_config"
+    # Parts that are called by themselves: the plan of plain decoders names others.
+    base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}  # noqa: RUF012
 
     mixer: Literal["attention", "retention", "mamba"] = "attention"
     """Token mixer of every block: De-focus ViT (eq. 8), De-focus RetNet (eq. 4) or De-focus Mamba (eq. 9)."""
@@ -312,6 +316,11 @@ class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedCo
         """Tokens of one image, as the encoder returns them and the processor reserves them in the text."""
         return self.num_patches + self.num_registers + int(self.class_token)
 
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How tensor parallelism splits the linear layers, see `parallel_defocus`."""
+        return encoder_plan(self.mixer)
+
     def for_image_size(self, image_size: int) -> "DefocusVisionConfig":
         """The same encoder for another resolution, by the rule that the released configurations follow.
 
@@ -350,8 +359,8 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     }
     # What Trainer does not collect over an evaluation.
     keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]  # noqa: RUF012
-    # The plan of plain decoders does not fit a composite model.
-    base_model_fsdp_plan = {}  # noqa: RUF012
+    # Encoder and language model bring plans of their own.
+    base_model_fsdp_plan = {"multi_modal_projector": "free_full_weight"}  # noqa: RUF012
 
     vision_config: dict | PreTrainedConfig | None = None
     """Configuration of the encoder."""
@@ -379,6 +388,11 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     def num_image_tokens(self) -> int:
         """Tokens that one image takes in the sequence of the language model."""
         return self.vision_config.num_image_tokens
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How tensor parallelism splits the projector; encoder and language model have plans of their own."""
+        return projector_plan(self.projector_type)
 
 
 __all__ = ["PRESETS", "DefocusConfig", "DefocusVisionConfig"]

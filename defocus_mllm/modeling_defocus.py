@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -16,6 +16,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
 from .cache_defocus import CACHE_NAME, given_cache
+from .card_defocus import DefocusCardModel
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .decoder_defocus import finish_logits, scale_embeddings
@@ -67,7 +68,7 @@ class DefocusMultiModalProjector(nn.Module):
         return projected if self.linear_2 is None else self.linear_2(nn.functional.gelu(projected))
 
 
-class DefocusPreTrainedModel(PreTrainedModel):
+class DefocusPreTrainedModel(DefocusCardModel):
     """Weight initialisation and loading shared by the multimodal models."""
 
     config: DefocusConfig
@@ -160,7 +161,7 @@ class DefocusModel(DefocusPreTrainedModel):
             ValueError: the number of placeholders differs from the number of image tokens.
         """
         if input_ids is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            image_token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
             placeholders = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         else:
             placeholders = input_ids == self.config.image_token_id
