@@ -21,9 +21,8 @@ from decoders import DECODERS, save_decoder
 MIXERS: dict[str, dict[str, Any]] = {
     "attention": {},
     "retention": {},
-    "mamba": {"state_size": 4, "time_step_rank": 2, "conv_kernel": 2},
+    "mamba": {"state_size": 4, "time_step_rank": 2, "conv_kernel": 2, "group_norm_size": 8},
 }
-CELLS = [(mixer, decoder) for decoder in DECODERS for mixer in MIXERS]
 NEW_TOKENS = 5
 LENGTH = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
 GREEDY: dict[str, Any] = {**LENGTH, "do_sample": False}
