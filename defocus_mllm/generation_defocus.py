@@ -22,7 +22,7 @@ class DefocusGenerationMixin(GenerationMixin):
     """Whether `check_continuation` has found nothing wrong."""
 
     def prepare_inputs_for_generation(self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """As Transformers, but that an assistant gets the images of the prompt: its first call counts as a later one."""
+        """As Transformers, but an assistant gets the images of the prompt: its first call counts as a later one."""
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         cache = model_inputs.get(CACHE_NAME)
         if (images := kwargs.get("mm_encoder_outputs")) and cache is not None and cache.get_seq_length() == 0:

@@ -50,7 +50,9 @@ def sample_frames(video: Any, num_frames: int | None = None) -> list[Any]:
     """
     dimensions = getattr(video, "ndim", None)
     if dimensions is None and (not isinstance(video, Sequence) or isinstance(video, str | bytes)):
-        raise ValueError(f"video: give its frames, as images or an array, not {type(video).__name__}; decode files first")
+        raise ValueError(
+            f"video: give its frames, as images or an array, not {type(video).__name__}; decode files first"
+        )
     if dimensions not in (None, 4):
         raise ValueError(f"video: an array of frames has 4 dimensions, not {dimensions}")
     count = len(video)

@@ -16,7 +16,7 @@ from defocus_mllm.assemble import assemble, load_language
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from decoders import DECODERS, save_decoder
+from decoders import save_decoder
 
 MIXERS: dict[str, dict[str, Any]] = {
     "attention": {},

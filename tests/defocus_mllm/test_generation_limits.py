@@ -75,12 +75,17 @@ def second_turn(cell: Cell, conversations: list[Any]) -> dict[str, Any]:
     added[:, -1] = 5
     ids = torch.cat([first.sequences, added], dim=1)
     pixels = inputs["pixel_values"][:1].expand(len(conversations), -1, -1, -1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, CACHE_NAME: first[CACHE_NAME]}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels,
+        CACHE_NAME: first[CACHE_NAME],
+    }
 
 
 def test_a_cache_goes_on_with_new_images_alone(llama: Cell) -> None:
     turn = second_turn(llama, RAGGED[1:2])
-    with pytest.raises(ValueError, match="5 image placeholders but the images give 10 tokens.*a cache holds already"):
+    with pytest.raises(ValueError, match=r"5 image placeholders but the images give 10 tokens.*a cache holds already"):
         answers(llama, {**turn, "pixel_values": turn["pixel_values"].repeat(2, 1, 1, 1)})
 
 
@@ -102,7 +107,7 @@ def test_several_sequences_do_not_go_on_from_a_cache_with_new_images(options: di
 def test_images_and_placeholders_must_match_in_beams_too(num_beams: int, llama: Cell) -> None:
     inputs = encode(llama, RAGGED[:1])
     inputs["pixel_values"] = inputs["pixel_values"][:1]
-    with pytest.raises(ValueError, match="image.*use one <image> per image"):
+    with pytest.raises(ValueError, match=r"image.*use one <image> per image"):
         answers(llama, inputs, num_beams=num_beams)
 
 

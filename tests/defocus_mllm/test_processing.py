@@ -143,7 +143,9 @@ def frames_of(kind):
 
 
 @pytest.mark.parametrize("kind", ["pictures", "array", "tensor"])
-@pytest.mark.parametrize(("num_frames", "taken"), [(None, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (2, [0, 2]), (1, [0])])
+@pytest.mark.parametrize(
+    ("num_frames", "taken"), [(None, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (2, [0, 2]), (1, [0])]
+)
 def test_a_video_is_its_frames_at_even_distances(processor, kind, num_frames, taken):
     def messages(*parts):
         return [{"role": "user", "content": [{"type": "text", "text": "is it"}, *parts]}]
