@@ -264,6 +264,8 @@ class DefocusForConditionalGeneration(DefocusPreTrainedModel, DefocusGenerationM
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
         self.model = DefocusModel(config)
+        # Drafts cannot be taken back from recurrent states, which Transformers 5.23 knows by this alone.
+        self._is_stateful = self.model.language_model._is_stateful
         sizes = (config.text_config.hidden_size, config.text_config.vocab_size)
         self.lm_head = nn.Linear(*sizes, bias=config.lm_head_bias)
         # Decoders name their input embedding differently, so the tie is found rather than written down.

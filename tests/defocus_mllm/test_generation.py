@@ -33,7 +33,7 @@ from generation_cases import (
     picture,
 )
 
-CANNOT_ROLL_BACK = "requires a cache that can be cropped"
+CANNOT_ROLL_BACK = "assisted generation is not supported with stateful models"
 REFUSED = {
     # The states of a recurrent layer are sums, from which rejected drafts cannot be taken out again.
     ("falcon_h1", "assisted"): CANNOT_ROLL_BACK,
