@@ -163,8 +163,8 @@ def test_prompt_lookup_drafts_words_but_never_images(cell: Cell) -> None:
         expected = answers(cell, inputs)
         with refused_or_not(cell, "prompt lookup"), lengths_read(cell) as lengths:
             assert answers(cell, inputs, prompt_lookup_num_tokens=6) == expected
-        # After the words that end the chat's prompt came "word3" in an earlier turn; images came after "word1".
-        assert lengths[0] == inputs["input_ids"].shape[1] + (inputs is chat)
+            # After the words that end the chat's prompt came "word3" in an earlier turn; images came after "word1".
+            assert lengths[0] == inputs["input_ids"].shape[1] + (inputs is chat)
 
 
 def test_a_second_turn_with_images_goes_on_from_the_cache(cell: Cell) -> None:
