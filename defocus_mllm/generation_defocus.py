@@ -18,6 +18,8 @@ class DefocusGenerationMixin(GenerationMixin):
     than the plain mode, and not say so, is refused.
     """
 
+    config: Any
+    model: Any
     _continues = False
     """Whether `check_continuation` has found nothing wrong."""
 
@@ -37,7 +39,7 @@ class DefocusGenerationMixin(GenerationMixin):
         Raises:
             ValueError: the mode cannot give the answer of the plain one.
         """
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         # Prompt lookup copies from the prompt, so that without this its drafts would hold placeholders.
         suppressed = {*(generation_config.suppress_tokens or ()), self.config.image_token_id}
         generation_config.suppress_tokens = sorted(suppressed)

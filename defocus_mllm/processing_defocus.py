@@ -129,7 +129,8 @@ class DefocusProcessor(ProcessorMixin):
             raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
         num_frames = processor_kwargs.pop("num_frames", num_frames)
         conversation = frames_as_images(conversation, num_frames)
-        return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
+        kwargs["processor_kwargs"] = processor_kwargs
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any

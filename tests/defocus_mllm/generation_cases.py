@@ -42,9 +42,14 @@ class Cell:
 
 def build_encoder(mixer: str) -> tuple[Any, Any]:
     """A random encoder of 16 x 16 pixels in 5 tokens, whose outputs differ much from image to image."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    shape = {"image_size": 16, "patch_size": 8, "initializer_range": 0.4}
-    config = DefocusVisionConfig(mixer=mixer, **sizes, **shape, **MIXERS[mixer])
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    shape: dict[str, Any] = {"image_size": 16, "patch_size": 8, "initializer_range": 0.4, "mixer": mixer}
+    config = DefocusVisionConfig(**sizes, **shape, **MIXERS[mixer])
     return DefocusVisionModel(config), DefocusImageProcessor(size={"height": 16, "width": 16})
 
 
