@@ -65,7 +65,7 @@ def check_continuation(language_model: Any, cache: Cache) -> None:
     if not error < (1e-3 if tokens.dtype in (torch.float32, torch.float64) else 0.1):  # 16 bits round this much
         raise ValueError(
             f"language model {language_model.config.model_type!r}: with a cache it does not read several tokens as it "
-            f"reads them whole (relative error {error:.1g}), so a stream would be wrong; use generate"
+            f"reads them whole (relative error {error:.1g}); give it the whole prompt at once, without a cache"
         )
 
 
