@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -108,9 +108,11 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
     for name in ("adapter_config.json", _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"adapter: {folder} holds no saved adapter (no {name} in it)")
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = load_strictly(DefocusForConditionalGeneration, str(base), f"base model of the adapter in {folder}")
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    base = str(config.base_model_name_or_path)
+    model = load_strictly(DefocusForConditionalGeneration, base, f"base model of the adapter in {folder}")
+    adapted = get_peft_model(model, config)
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         there = set(file.keys())
     needed = set(get_peft_model_state_dict(adapted))
@@ -118,6 +120,7 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
         raise CheckpointError(f"adapter: {folder} lacks {len(missing)} weights, first {missing[0]}")
     if unknown := sorted(there - needed):
         raise CheckpointError(f"adapter: {len(unknown)} weights in {folder} fit nothing, first {unknown[0]}")
+    adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     return adapted
 
 

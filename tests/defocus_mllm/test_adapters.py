@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 @pytest.fixture
 def base(model, processor, tmp_path: Path) -> Path:
-    for part in (model, processor):
+    for part in (variant(model), processor):
         part.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -52,7 +54,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def variant(model, mixer: str = "attention", **text: Any) -> DefocusForConditionalGeneration:
-    """`model` with another mixer or decoder, and random weights."""
+    """`model` with another mixer or decoder; new weights, narrow enough that logits are not large."""
     vision = {"image_size": 32, "patch_size": 8, "num_registers": 1, "mixer": mixer, **SIZES}
     if mixer == "mamba":
         vision |= {"time_step_rank": 4, "group_norm_size": 16, "aux_loss": "none"}
@@ -61,7 +63,7 @@ def variant(model, mixer: str = "attention", **text: Any) -> DefocusForCondition
     return DefocusForConditionalGeneration(
         DefocusConfig(
             vision_config=DefocusVisionConfig(**vision),
-            text_config={**config.text_config.to_dict(), **text},
+            text_config={**config.text_config.to_dict(), "initializer_range": 0.1, **text},
             image_token_id=config.image_token_id,
             lm_head_bias=bias,
         )
@@ -238,3 +240,41 @@ def test_training_prepared_for_quantised_weights_reaches_every_adapter(reentrant
     assert all(weight.grad.any() for weight in projector)
 
 
+
+
+WITHOUT_PACKAGE = """
+import sys
+import torch
+from transformers import AutoModelForImageTextToText
+
+sys.modules["defocus_mllm"] = None  # importing the package fails
+*folders, inputs, output = sys.argv[1:]
+logits = []
+for folder in folders:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    with torch.no_grad():
+        logits.append(model(**torch.load(inputs)).logits)
+torch.save(logits, output)
+"""
+
+
+def test_adapter_and_merged_model_load_without_the_package(base, processor, inputs, tmp_path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = trained(get_peft_model(model, lora_config(model, processor)), inputs)
+    after = logits(adapted, inputs)
+    save_adapter(adapted, tmp_path / "adapter")
+    load_adapter(tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "modeling_defocus.py").is_file()
+    torch.save(inputs, tmp_path / "inputs.pt")
+    names = ("adapter", "merged", "inputs.pt", "logits.pt")
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_PACKAGE, *(str(tmp_path / name) for name in names)],
+        env={"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    for remote in torch.load(tmp_path / "logits.pt"):
+        torch.testing.assert_close(remote, after, atol=1e-5, rtol=0)
