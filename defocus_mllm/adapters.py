@@ -32,38 +32,37 @@ _WEIGHTS = "adapter_model.safetensors"
 _DECODER, _ENCODER = "model.language_model", "model.vision_tower"
 
 
-def lora_config(
-    model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any
-) -> LoraConfig:
+def add_lora(model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any) -> PeftModel:
+    """`model` with new LoRA adapters by `lora_config`, whose arguments these are; ready for Trainer and TRL."""
+    return _wrapped(model, lora_config(model, processor, vision, **fields))
+
+
+def lora_config(model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any) -> LoraConfig:
     """A `LoraConfig` for every linear layer of the decoder; the projector and the new embeddings are trained whole.
 
     Args:
         model: a `DefocusForConditionalGeneration` (any class of that structure, such as the one a checkpoint brings).
-        processor: its processor. The rows of `<image>` and of the markers of the chat template, which are new to most
-            language models, are trained and saved, in the input embedding and the output layer.
+        processor: its processor. The embeddings of `<image>` and of the markers of the chat template, which are new to
+            most language models, are trained and saved. A model never says these tokens, so their rows of an output
+            layer of its own stay as they are.
         vision: adapt the linear layers of the encoder as well, which is frozen otherwise.
         fields: of `LoraConfig`, in place of these defaults and of r=16 and lora_alpha=32.
 
     Raises:
         ValueError: the decoder has no linear layers (GPT-2), or its output layer is tied and has a bias.
     """
-    parts = [_DECODER, *([_ENCODER] if vision else [])]
-    trained_whole = ["multi_modal_projector"]
-    rows = {_name_of(model, model.get_input_embeddings()): _new_tokens(processor)}
-    if model.get_output_embeddings().bias is not None:
-        # PEFT's layer for single rows leaves the bias out.
-        if model.config.tie_word_embeddings:
-            raise ValueError("lora_config: the output layer is tied to the embedding and has a bias, which PEFT loses")
-        trained_whole.append("lm_head")
-    elif not model.config.tie_word_embeddings:
-        rows["lm_head"] = next(iter(rows.values()))
+    if model.config.tie_word_embeddings and model.get_output_embeddings().bias is not None:
+        raise ValueError("lora_config: the output layer is tied to the embedding and has a bias, which PEFT leaves out")
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    vocabulary = processor.tokenizer.get_vocab()
+    rows = {vocabulary[token] for token in (processor.image_token, *CHAT_TOKENS) if token in vocabulary}
     defaults = {
         "task_type": "CAUSAL_LM",
         "r": 16,
         "lora_alpha": 32,
-        "target_modules": "|".join(_linear_layers(model, part) for part in parts),
-        "modules_to_save": trained_whole,
-        "trainable_token_indices": rows,
+        "target_modules": "|".join(_linear_layers(model, part) for part in (_DECODER, _ENCODER)[: 1 + vision]),
+        "modules_to_save": ["multi_modal_projector"],
+        "trainable_token_indices": {embedding: sorted(rows)},
     }
     return LoraConfig(**{**defaults, **fields})
 
@@ -90,7 +89,9 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     if (Path(base) / "config.json").is_file():
         saved, now = AutoConfig.from_pretrained(base).text_config.vocab_size, model.config.text_config.vocab_size
         if saved != now:
-            raise ValueError(f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again")
+            raise ValueError(
+                f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again"
+            )
     with written_whole(folder) as partial:
         model.save_pretrained(partial)
 
@@ -112,7 +113,7 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
     config.inference_mode = not trainable
     base = str(config.base_model_name_or_path)
     model = load_strictly(DefocusForConditionalGeneration, base, f"base model of the adapter in {folder}")
-    adapted = get_peft_model(model, config)
+    adapted = _wrapped(model, config)
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         there = set(file.keys())
     needed = set(get_peft_model_state_dict(adapted))
@@ -124,13 +125,12 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
     return adapted
 
 
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
-
-
-def _new_tokens(processor: DefocusProcessor) -> list[int]:
-    vocabulary = processor.tokenizer.get_vocab()
-    return sorted({vocabulary[token] for token in (processor.image_token, *CHAT_TOKENS) if token in vocabulary})
+def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    adapted = get_peft_model(model, config)
+    head = adapted.get_base_model().get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # PEFT hides it behind the rows of a tied embedding; TRL reads it
+    return adapted
 
 
 def _linear_layers(model: nn.Module, part: str) -> str:

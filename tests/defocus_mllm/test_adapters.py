@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig
-from defocus_mllm.adapters import NOT_QUANTISED, load_adapter, lora_config, save_adapter
+from defocus_mllm.adapters import NOT_QUANTISED, add_lora, load_adapter, lora_config, save_adapter
 from defocus_mllm.loading import CheckpointError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -76,7 +76,7 @@ def test_an_adapter_comes_back_and_merges(tied, model, processor, inputs, tmp_pa
         part.save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     before = logits(base, inputs)
-    adapted = trained(get_peft_model(base, lora_config(base, processor, vision=True)), inputs)
+    adapted = trained(add_lora(base, processor, vision=True), inputs)
     after = logits(adapted, inputs)
     assert (after - before).abs().max() > 0.1, "nothing was learned, so nothing is shown"
     save_adapter(adapted, tmp_path / "adapter")
@@ -97,7 +97,7 @@ def test_an_adapter_comes_back_and_merges(tied, model, processor, inputs, tmp_pa
 
 def test_projector_and_new_embeddings_are_in_the_checkpoint(base, processor, inputs, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
-    adapted = trained(get_peft_model(model, lora_config(model, processor)), inputs)
+    adapted = trained(add_lora(model, processor), inputs)
     save_adapter(adapted, tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     prefix = "base_model.model."
@@ -108,19 +108,22 @@ def test_projector_and_new_embeddings_are_in_the_checkpoint(base, processor, inp
     tokens = ("<image>", "<|system|>", "<|user|>", "<|assistant|>")
     ids = processor.tokenizer.convert_tokens_to_ids(list(tokens))
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    for layer in ("model.language_model.embed_tokens", "lm_head"):
-        assert sorted(config["trainable_token_indices"][layer]) == sorted(ids)
-        rows = saved[f"{prefix}{layer}.token_adapter.trainable_tokens_delta"]
-        changed = (rows != model.get_submodule(layer).original_module.weight[sorted(ids)]).any(dim=1)
-        assert changed.any()
-    assert changed[sorted(ids).index(processor.image_token_id)], "the output row of <image> competes with every word"
+    embedding = "model.language_model.embed_tokens"
+    assert config["trainable_token_indices"] == {embedding: sorted(ids)}
+    rows = saved[f"{prefix}{embedding}.token_adapter.trainable_tokens_delta"]
+    changed = (rows != model.get_submodule(embedding).original_module.weight[sorted(ids)]).any(dim=1)
+    # The chat has no system message, and image tokens replace the placeholder's embedding.
+    assert {token for token in tokens if changed[sorted(ids).index(ids[tokens.index(token)])]} == {
+        "<|user|>",
+        "<|assistant|>",
+    }
     assert not any("vision_tower" in name for name in saved)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "retention", "mamba"])
 def test_every_adapted_layer_of_the_encoder_learns(mixer, model, processor, inputs) -> None:
     changed = variant(model, mixer)
-    adapted = get_peft_model(changed, lora_config(changed, processor, vision=True))
+    adapted = add_lora(changed, processor, vision=True)
     adapted(**inputs).loss.backward()
     second = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
     assert any("vision_tower" in name for name in second)
@@ -131,9 +134,9 @@ def test_every_adapted_layer_of_the_encoder_learns(mixer, model, processor, inpu
 
 
 def test_only_what_is_adapted_or_saved_is_trained(model, processor) -> None:
-    adapted = get_peft_model(model, lora_config(model, processor, r=2))
+    adapted = add_lora(model, processor, r=2)
     trained_names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
-    kinds = ("language_model", "multi_modal_projector.modules_to_save", "lm_head.token_adapter")
+    kinds = ("language_model", "multi_modal_projector.modules_to_save", "embed_tokens.token_adapter")
     assert all(any(kind in name for kind in kinds) for name in trained_names)
     assert {weight.shape[0] for name, weight in adapted.named_parameters() if "lora_A" in name} == {2}
 
@@ -144,7 +147,7 @@ def test_a_bias_of_the_output_layer_survives(model, processor, inputs, tmp_path)
     biased.save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     before = logits(base, inputs)
-    adapted = get_peft_model(base, lora_config(base, processor))
+    adapted = add_lora(base, processor)
     torch.testing.assert_close(logits(adapted, inputs), before)
     after = logits(trained(adapted, inputs), inputs)
     save_adapter(adapted, tmp_path / "adapter")
@@ -170,7 +173,7 @@ def test_a_decoder_without_linear_layers_is_refused(model, processor) -> None:
 def test_an_adapter_that_lost_weights_is_refused(part, base, processor, inputs, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
     folder = tmp_path / "adapter"
-    save_adapter(get_peft_model(model, lora_config(model, processor)), folder)
+    save_adapter(add_lora(model, processor), folder)
     weights = load_file(folder / "adapter_model.safetensors")
     kept = {name: weight for name, weight in weights.items() if part not in name}
     assert len(kept) < len(weights)
@@ -184,7 +187,7 @@ def test_an_adapter_that_lost_weights_is_refused(part, base, processor, inputs, 
 def test_unknown_weights_and_missing_files_are_refused(base, processor, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
     folder = tmp_path / "adapter"
-    save_adapter(get_peft_model(model, lora_config(model, processor)), folder)
+    save_adapter(add_lora(model, processor), folder)
     weights = load_file(folder / "adapter_model.safetensors")
     stray = {"base_model.model.model.language_model.layers.9.mlp.up_proj.lora_A.weight": torch.zeros(16, 32)}
     save_file(weights | stray, folder / "adapter_model.safetensors")
@@ -206,11 +209,11 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, base, processor, tmp
     with pytest.raises(ValueError, match=r"4 trained weights would not be saved, first \S*multi_modal_projector"):
         save_adapter(own, tmp_path / "adapter")
     with pytest.raises(ValueError, match="never saved"):
-        save_adapter(get_peft_model(model, lora_config(model, processor)), tmp_path / "adapter")
+        save_adapter(add_lora(model, processor), tmp_path / "adapter")
     grown = AutoModelForImageTextToText.from_pretrained(base)
     grown.resize_token_embeddings(333)
     with pytest.raises(ValueError, match="has 333 rows"):
-        save_adapter(get_peft_model(grown, lora_config(grown, processor)), tmp_path / "adapter")
+        save_adapter(add_lora(grown, processor), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -218,9 +221,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, base, processor, tmp
 def test_four_bits_reach_the_decoder_alone(mixer, model) -> None:
     changed = variant(model, mixer)
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTISED)
-    kept = HfQuantizer.get_modules_to_not_convert(
-        changed, config.llm_int8_skip_modules, changed._keep_in_fp32_modules
-    )
+    kept = HfQuantizer.get_modules_to_not_convert(changed, config.llm_int8_skip_modules, changed._keep_in_fp32_modules)
     linear = [name for name, module in changed.named_modules() if isinstance(module, torch.nn.Linear)]
     converted = {name for name in linear if should_convert_module(name, kept)}
     assert converted == {name for name in linear if name.startswith("model.language_model.")}
@@ -232,14 +233,12 @@ def test_training_prepared_for_quantised_weights_reaches_every_adapter(reentrant
     model.is_loaded_in_4bit = True
     prepared = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     assert prepared.is_gradient_checkpointing
-    adapted = get_peft_model(prepared, lora_config(prepared, processor, vision=True)).train()
+    adapted = add_lora(prepared, processor, vision=True).train()
     adapted(**inputs).loss.backward()
     second = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
     assert [name for name, weight in second.items() if weight.grad is None or not weight.grad.any()] == []
     projector = [weight for name, weight in adapted.named_parameters() if "projector.modules_to_save" in name]
     assert all(weight.grad.any() for weight in projector)
-
-
 
 
 WITHOUT_PACKAGE = """
@@ -261,7 +260,7 @@ torch.save(logits, output)
 
 def test_adapter_and_merged_model_load_without_the_package(base, processor, inputs, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
-    adapted = trained(get_peft_model(model, lora_config(model, processor)), inputs)
+    adapted = trained(add_lora(model, processor), inputs)
     after = logits(adapted, inputs)
     save_adapter(adapted, tmp_path / "adapter")
     load_adapter(tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
