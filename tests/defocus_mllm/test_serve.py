@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from transformers.utils.import_utils import is_serve_available
 
-pytestmark = pytest.mark.skipif(not is_serve_available(), reason="needs the serve extra: pip install '.[serve]'")
+pytestmark = pytest.mark.skipif(not is_serve_available(), reason="needs the serve extra: pip install -e '.[serve]'")
 
 
 def free_port() -> int:

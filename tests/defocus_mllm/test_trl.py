@@ -16,7 +16,7 @@ from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration
 from defocus_mllm.adapters import add_lora, load_adapter
 
 if not _is_package_available("trl")[0]:
-    pytest.skip("needs the trl extra: pip install '.[trl]'", allow_module_level=True)
+    pytest.skip("needs the trl extra: pip install -e '.[trl]'", allow_module_level=True)
 
 from trl import SFTConfig, SFTTrainer
 
