@@ -93,7 +93,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
                 f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again"
             )
     with written_whole(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(str(partial))
 
 
 def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
@@ -127,7 +127,7 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
 
 def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     adapted = get_peft_model(model, config)
-    head = adapted.get_base_model().get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None  # PEFT hides it behind the rows of a tied embedding; TRL reads it
     return adapted
