@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-GREEDY = {"max_new_tokens": 6, "generate_kwargs": {"do_sample": False}}
+GREEDY = {"generate_kwargs": {"max_new_tokens": 6, "do_sample": False}}
 
 
 @pytest.fixture
