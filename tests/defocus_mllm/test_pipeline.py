@@ -93,7 +93,7 @@ print(json.dumps(ids["generated_token_ids"].tolist()))
 """
 
 
-def test_the_checkpoint_s_own_code_answers_and_is_a_known_model(model, processor, checkpoint, tmp_path) -> None:
+def test_a_checkpoint_s_own_code_answers_without_complaint(model, processor, checkpoint, tmp_path) -> None:
     finished = subprocess.run(
         [sys.executable, "-I", "-c", WITHOUT_PACKAGE, checkpoint],
         env={"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""},
