@@ -18,7 +18,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig
 from defocus_mllm.adapters import NOT_QUANTISED, add_lora, load_adapter, lora_config, save_adapter
-from defocus_mllm.loading import CheckpointError
+from defocus_mllm.loading import CheckpointError, load_strictly
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -188,6 +188,8 @@ def test_unknown_weights_and_missing_files_are_refused(base, processor, tmp_path
     model = AutoModelForImageTextToText.from_pretrained(base)
     folder = tmp_path / "adapter"
     save_adapter(add_lora(model, processor), folder)
+    with pytest.raises(FileNotFoundError, match=r"no saved model .* but an adapter: merge it"):
+        load_strictly(DefocusForConditionalGeneration, folder)
     weights = load_file(folder / "adapter_model.safetensors")
     stray = {"base_model.model.model.language_model.layers.9.mlp.up_proj.lora_A.weight": torch.zeros(16, 32)}
     save_file(weights | stray, folder / "adapter_model.safetensors")
