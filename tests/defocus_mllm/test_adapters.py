@@ -250,7 +250,6 @@ def test_training_prepared_for_quantised_weights_reaches_every_adapter(reentrant
 WITHOUT_PACKAGE = """
 import sys
 import torch
-from decoders import DECODERS, save_decoder
 from transformers import AutoModelForImageTextToText
 
 sys.modules["defocus_mllm"] = None  # importing the package fails
