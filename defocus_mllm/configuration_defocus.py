@@ -1,7 +1,5 @@
 """Configurations of the De-focus vision encoder and of the multimodal LLM built on it."""
 
-import difflib
-from contextvars import ContextVar
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -9,19 +7,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
-from transformers.utils import logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
+from .fields_defocus import DefocusConfigReader, refuse_unknown_fields
 from .parallel_defocus import encoder_plan, projector_plan
-
-logger = logging.get_logger(__name__)
-
-# Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
-_KEYS_OF_TRANSFORMERS = frozenset(
-    {"attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"}
-    | {"output_attentions", "per_layer_config", "quantization_config", "tie_word_embeddings", "torch_dtype"}
-)
-# Whether the fields come from a file.
-_READING = ContextVar("reading", default=False)
 
 # Where each Auto class finds its class in a checkpoint that carries its own code.
 _VISION_AUTO_MAP = {
@@ -107,35 +96,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-class DefocusConfigReader:
-    """Reads configurations whose file may hold fields that only another release or another tool knows."""
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in Transformers; unknown fields are kept, and named in a warning, where the constructor refuses them."""
-        token = _READING.set(True)
-        try:
-            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        finally:
-            _READING.reset(token)
-
-
-def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
-    """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored).
-
-    In a file, which whoever reads it did not write, such a field is only warned of.
-    """
-    for name in extras:
-        if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
-            continue
-        nearest = difflib.get_close_matches(name, type(config).__dataclass_fields__, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        message = f"{type(config).__name__}: unknown field {name!r}{hint}"
-        if not _READING.get():
-            raise ValueError(message)
-        logger.warning(f"{message}; it changes nothing")
 
 
 @strict
@@ -394,5 +354,8 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
         """How tensor parallelism splits the projector; encoder and language model have plans of their own."""
         return projector_plan(self.projector_type)
 
+
+# `transformers serve` finds a model that brings its own code by its name in this table.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(DefocusConfig.model_type, "DefocusForConditionalGeneration")
 
 __all__ = ["PRESETS", "DefocusConfig", "DefocusVisionConfig"]

@@ -93,6 +93,22 @@ class DefocusPreTrainedModel(DefocusCardModel):
         """
         return False
 
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers, whose `from_pretrained` calls it; what is only a warning there is an error here.
+
+        Raises:
+            ValueError: the adapter lacks weights that its configuration promises, or has some that fit nothing.
+        """
+        report = super().load_adapter(peft_model_id, *args, **kwargs)
+        weights = dict(self.named_parameters(remove_duplicate=False))
+        loaded = {id(weight) for name, weight in weights.items() if name not in report.missing_keys}
+        # Rows of an embedding that is the output layer as well have two names, and are saved under one.
+        missing = {name for name in report.missing_keys if id(weights[name]) not in loaded}
+        for fault, names in (("lacks", missing), ("has unknown", report.unexpected_keys)):
+            if names:
+                raise ValueError(f"adapter {peft_model_id}: {fault} weights ({len(names)}, first {min(names)})")
+        return report
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Only the projector and the output layer are ours; the encoder and the language model initialise themselves.

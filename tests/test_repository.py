@@ -29,6 +29,7 @@ FORBIDDEN_IMPORTS = {
 }
 STAYS_AT_HOME = {"__init__", "cli", "console", "convert", "convert_cli", "files", "images", "inspect", "loading"}
 STAYS_AT_HOME |= {
+    "adapters",
     "assemble",
     "assemble_checks",
     "assemble_cli",
