@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.packing_arguments import PackingArguments
 from training.streaming_arguments import StreamingArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
@@ -244,7 +245,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments):
+class MultimodalArguments(CommonArguments, PackingArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -292,6 +293,7 @@ class MultimodalArguments(CommonArguments):
         )
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
+        self.check_packing()
 
 
 @dataclass

@@ -38,6 +38,7 @@ from training.freezing import FreezePlan
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, mix_seed
 from training.stage import Stage
+from training.token_counts import TokenCounts
 
 
 class NonFiniteLossError(ValueError):
@@ -114,6 +115,7 @@ class TrainingLoop:
         self.average = [p.detach().clone() for p in self.parameters] if arguments.ema_decay > 0 else []
         self.window_loss = torch.zeros((), device=self.accelerator.device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.window_tokens = TokenCounts()
         self.grad_norm = torch.zeros((), device=self.accelerator.device)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -150,10 +152,10 @@ class TrainingLoop:
                     self.after_step(self.step)
 
     def _batches(self) -> Iterator[Batch]:
-        sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        self.sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
+        return load_batches(self.stage.load_batch, self.sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))
@@ -186,7 +188,8 @@ class TrainingLoop:
 
     def _forward_and_backward(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """Gradients of one step, clipped; returns this process's part of the loss and the step's number of items."""
-        micro_batches = [next(batches) for _ in range(self.plan.accumulation_steps)]
+        micro_batches = [next(batches) for _ in range(self.sampler.micro_batches(self.step))]
+        self.window_tokens.add(micro_batches)
         items = self._count_items(micro_batches)
         world_size = self.accelerator.num_processes
         device = self.accelerator.device
@@ -268,12 +271,24 @@ class TrainingLoop:
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
         }
+        values |= self._describe_window()
         if self.accelerator.is_main_process:
             self.metrics.append(values)
             shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
             bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.window_tokens.reset()
+
+    def _describe_window(self) -> dict[str, Any]:
+        """What the steps since the last line held: samples, supervised tokens, and the share of padding."""
+        if self.stage.unit != "tokens":
+            return {}
+        return {
+            "samples_per_step": self.arguments.global_batch_size,
+            "supervised_tokens_per_step": round(self.window_units / self.window_steps, 2),
+            "padding": self.window_tokens.padding_share(self.accelerator),
+        }
 
     def _validation_is_due(self) -> bool:
         every = self.stage.validation_steps
@@ -305,6 +320,7 @@ class TrainingLoop:
         """Write `checkpoints/step-<step>`; every process must call it, the main one writes."""
         self._raise_if_not_finite()
         window_loss = self.accelerator.reduce(self.window_loss, reduction="sum")
+        window_tokens = self.window_tokens.over_processes(self.accelerator)
         random_states = gather_object([get_random_state()])
         if self.accelerator.is_main_process:
             state = {
@@ -315,6 +331,7 @@ class TrainingLoop:
                 "average": self.average,
                 "random_states": random_states,
                 "window": [window_loss.item(), self.window_steps, self.window_units],
+                "window_tokens": window_tokens,
             }
             directory = step_directory(self.output_dir / "checkpoints", self.step)
             savables: list[Any] = [self.stage.model, *self.stage.companions]
@@ -340,6 +357,7 @@ class TrainingLoop:
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
         if self.accelerator.is_main_process:
+            self.window_tokens.reset(state.get("window_tokens", (0, 0)))
             self.metrics.keep_until(self.step)
         return self._restore_random_state(state["random_states"])
 

@@ -12,7 +12,9 @@ from defocus_mllm import DefocusForConditionalGeneration
 from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_language
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
+from training.batching import choose_batching
 from training.conversations import format_report, load_conversations
+from training.packing_checks import check_packing
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
@@ -53,6 +55,8 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     """Model, conversations and loss of stage `name`."""
     parts = load_or_compose(arguments)
     model, processor = parts.model, parts.processor
+    if arguments.packing == "pack":
+        check_packing(model)
     dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
     collate = ConversationCollator(
         processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
@@ -66,11 +70,10 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
             raise ValueError(f"{arguments.data}: {error}") from error
 
     usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
+    batching = choose_batching(arguments, dataset, usable, collate)
+    left_out += batching.left_out
 
-    def load_batch(keys: Sequence[SampleKey]) -> Batch:
-        return collate([dataset[usable[key.sample]] for key in keys], keys)
-
-    first = dataset[usable[0]]
+    first = dataset[batching.usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
     lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
     lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
@@ -79,8 +82,10 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         model=model,
         companions=[processor],
         components=components_of(model),
-        num_samples=len(usable),
-        load_batch=load_batch,
+        num_samples=len(batching.usable),
+        load_batch=batching.load_batch,
+        sampler=batching.sampler,
+        describe_plan=batching.describe_plan,
         count_items=count_supervised,
         compute_loss=answer_loss(model),
         sample_text="\n".join(lines),
@@ -108,9 +113,14 @@ def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, 
     image_side = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
-        loss = forward(**batch, num_items_in_batch=items, use_cache=False).loss
+        loss = forward(**_model_inputs(batch), num_items_in_batch=items, use_cache=False).loss
         if "pixel_values" not in batch:
             loss = loss + sum(0.0 * parameter.sum() for parameter in image_side if parameter.requires_grad)
         return loss
 
     return compute_loss
+
+
+def _model_inputs(batch: Batch) -> Batch:
+    """Without the mask of packed rows: Transformers tells samples in a row apart by positions only if it gets no mask."""
+    return {name: tensor for name, tensor in batch.items() if name != "attention_mask" or "position_ids" not in batch}

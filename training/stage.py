@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Sampler
 
 from training.batches import Batch
 from training.checkpointing import Savable
 from training.encoding import IGNORED
 from training.freezing import Components
-from training.sampling import BatchPlan, MicroBatchSampler
+from training.sampling import BatchPlan, MicroBatchSampler, StepSampler
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Stage:
     """(model, micro-batch, supervised items of the whole step) -> sum of the items' losses / items of the step."""
     unit: str = "images"
     """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
-    sampler: Callable[[BatchPlan, int, int, int], Sampler[Any]] = MicroBatchSampler
+    sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler
     """(plan, first step, number of steps, rank) -> what each micro-batch is made of: keys, or samples of a stream."""
     repeats: int = 1
     """Visits to a sample in a row, see `BatchPlan.repeats`."""
@@ -51,6 +50,8 @@ class Stage:
     """Steps between calls of `validate`, which also follows the last step; 0: only then."""
     sample_text: str = ""
     """One sample with its supervised span, printed before step 0."""
+    describe_plan: Callable[[BatchPlan, int], str] | None = None
+    """(plan, number of steps) -> what else is said about them before step 0, such as how much of them is padding."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else `run.json` should hold, such as the data set's report."""
     conclude: Callable[[], dict[str, Any]] | None = None

@@ -69,6 +69,31 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
     }
 
 
+def pack_examples(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Example:
+    """Examples in a row one after the other, each with positions of its own; rows are padded on the right.
+
+    Returns `input_ids`, `position_ids`, `attention_mask` and `labels`, each (rows, longest). Positions begin at 0 in
+    every example, by which Transformers tells them apart if it gets no `attention_mask`; that one marks padding, each
+    token of which has position 0 and so stands alone. The first token of an example is not learnt, since what stands
+    before it in the row does not belong to it; in a row of its own nothing predicts it either.
+    """
+    packed = []
+    for row in rows:
+        labels = [example["labels"].clone() for example in row]
+        for of_example in labels:
+            of_example[0] = IGNORED
+        packed.append(
+            {
+                "input_ids": torch.cat([example["input_ids"] for example in row]),
+                "attention_mask": torch.cat([example["attention_mask"] for example in row]),
+                "labels": torch.cat(labels),
+                "position_ids": torch.cat([torch.arange(len(example["input_ids"])) for example in row]),
+            }
+        )
+    positions = pad_sequence([row["position_ids"] for row in packed], batch_first=True)
+    return {**pad_examples(packed, pad_token_id), "position_ids": positions}
+
+
 class ConversationCollator:
     """Conversations to one right-padded batch.
 
@@ -112,17 +137,33 @@ class ConversationCollator:
         `pixel_values` (all images in order of their placeholders, 3, height, width). Raises SupervisionError naming a
         conversation whose first pair alone is longer than `max_length`, or that has nothing to learn.
         """
+        examples = self._examples(conversations, keys)
+        return _with_pictures(pad_examples(examples, self.pad_token_id), examples)
+
+    def pack(
+        self, rows: Sequence[Sequence[Conversation]], keys: Sequence[Sequence[SampleKey]]
+    ) -> dict[str, torch.Tensor]:
+        """A batch whose rows hold several conversations each; `keys` are theirs, row by row.
+
+        Returns what `pack_examples` does, and `pixel_values` as from a call. Raises as a call does.
+        """
+        examples = [self._examples(*row) for row in zip(rows, keys, strict=True)]
+        in_order = [example for row in examples for example in row]
+        return _with_pictures(pack_examples(examples, self.pad_token_id), in_order)
+
+    def _examples(self, conversations: Sequence[Conversation], keys: Sequence[SampleKey] | None) -> list[Example]:
         if self.shuffle_turns and keys is None:
             raise ValueError("shuffle_turns needs the keys, (epoch, index) of each conversation")
         examples = []
         for position, conversation in enumerate(conversations):
             messages = self.choose_turns(conversation, keys[position] if keys is not None else None)
             examples.append(encode_conversation(self.processor, messages, conversation.record))
-        batch = pad_examples(examples, self.pad_token_id)
-        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pictures:
-            batch["pixel_values"] = torch.cat(pictures)
-        return batch
+        return examples
+
+    def count_tokens(self, conversation: Conversation, key: SampleKey | None = None) -> int:
+        """Length of the conversation's example, without opening an image; what is left out of it counts in `counts`."""
+        messages = self.choose_turns(conversation, key)
+        return encoder_for(self.processor).count_tokens(messages, conversation.record)
 
     def choose_turns(self, conversation: Conversation, key: SampleKey | None = None) -> list[Message]:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
@@ -176,6 +217,12 @@ class ConversationCollator:
             f"{record}: its first question and answer take {length} tokens, more than max_length {self.max_length};"
             f" raise max_length to {length} or remove the record"
         )
+
+
+def _with_pictures(batch: Example, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """The batch with the pictures of all examples, in the order of their placeholders."""
+    pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    return {**batch, "pixel_values": torch.cat(pictures)} if pictures else batch
 
 
 def _split_pairs(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:
