@@ -189,7 +189,7 @@ class TrainingLoop:
     def _forward_and_backward(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """Gradients of one step, clipped; returns this process's part of the loss and the step's number of items."""
         micro_batches = [next(batches) for _ in range(self.sampler.micro_batches(self.step))]
-        self.window_tokens.add(micro_batches)
+        self.window_tokens.add(micro_batches, self.stage.count_items)
         items = self._count_items(micro_batches)
         world_size = self.accelerator.num_processes
         device = self.accelerator.device
@@ -271,7 +271,9 @@ class TrainingLoop:
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
         }
-        values |= self._describe_window()
+        values |= self.window_tokens.describe(
+            self.accelerator, self.window_steps, self.arguments.global_batch_size
+        )
         if self.accelerator.is_main_process:
             self.metrics.append(values)
             shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
@@ -279,16 +281,6 @@ class TrainingLoop:
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
         self.window_tokens.reset()
-
-    def _describe_window(self) -> dict[str, Any]:
-        """What the steps since the last line held: samples, supervised tokens, and the share of padding."""
-        if self.stage.unit != "tokens":
-            return {}
-        return {
-            "samples_per_step": self.arguments.global_batch_size,
-            "supervised_tokens_per_step": round(self.window_units / self.window_steps, 2),
-            "padding": self.window_tokens.padding_share(self.accelerator),
-        }
 
     def _validation_is_due(self) -> bool:
         every = self.stage.validation_steps
@@ -357,7 +349,7 @@ class TrainingLoop:
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
         if self.accelerator.is_main_process:
-            self.window_tokens.reset(state.get("window_tokens", (0, 0)))
+            self.window_tokens.reset(state.get("window_tokens", (0, 0, 0)))
             self.metrics.keep_until(self.step)
         return self._restore_random_state(state["random_states"])
 

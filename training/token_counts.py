@@ -1,8 +1,8 @@
-"""How much of what a run reads is padding: counted batch by batch, summed over processes."""
+"""What a run reads of tokens, of padding and of tokens to learn: counted batch by batch, summed over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -11,26 +11,35 @@ from training.batches import Batch
 
 
 class TokenCounts:
-    """Tokens that this process has read since the last `reset`, and how many of them are padding."""
+    """Tokens that this process has read since the last `reset`: all, padding among them, and supervised ones."""
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(2, dtype=torch.long)
+        self.reset()
 
-    def add(self, batches: Iterable[Batch]) -> None:
-        """Count batches on the CPU; those without an `attention_mask` have no padding that could be seen."""
+    def add(self, batches: Iterable[Batch], count_supervised: Callable[[Batch], int]) -> None:
+        """Count batches on the CPU; those that are not text with labels (without an `attention_mask`) count nothing."""
         for batch in batches:
-            if (mask := batch.get("attention_mask")) is not None:
-                self._counts += torch.tensor([mask.numel(), mask.numel() - int(mask.sum())])
+            if "labels" in batch and (mask := batch.get("attention_mask")) is not None:
+                self._counts += torch.tensor([mask.numel(), mask.numel() - int(mask.sum()), count_supervised(batch)])
 
     def over_processes(self, accelerator: Accelerator) -> list[int]:
-        """[tokens, padding] of all processes; every process must call it."""
+        """[tokens, padding, supervised] of all processes; every process must call it."""
         return accelerator.reduce(self._counts.to(accelerator.device), reduction="sum").tolist()
 
-    def padding_share(self, accelerator: Accelerator) -> float:
-        """Share of padding over all processes, 0 to 1; every process must call it."""
-        tokens, padding = self.over_processes(accelerator)
-        return round(padding / max(1, tokens), 6)
+    def describe(self, accelerator: Accelerator, steps: int, global_batch_size: int) -> dict[str, float]:
+        """What a line of metrics.jsonl says of `steps` steps: samples, supervised tokens, share of padding (0 to 1).
 
-    def reset(self, counts: Sequence[int] = (0, 0)) -> None:
+        Empty where no text was read. Every process must call it.
+        """
+        tokens, padding, supervised = self.over_processes(accelerator)
+        if not tokens:
+            return {}
+        return {
+            "samples_per_step": global_batch_size,
+            "supervised_tokens_per_step": round(supervised / steps, 2),
+            "padding": round(padding / tokens, 6),
+        }
+
+    def reset(self, counts: Sequence[int] = (0, 0, 0)) -> None:
         """Begin again, from `counts`."""
         self._counts = torch.tensor(counts, dtype=torch.long)
