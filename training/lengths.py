@@ -65,9 +65,7 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "defocus_mllm" / "lengths"
 
 
-def _measure(
-    dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int, cache: Path
-) -> Lengths:
+def _measure(dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int, cache: Path) -> Lengths:
     path = cache / f"{_identity(dataset, collate)}.npy"
     with_image = [_has_image(dataset[index]) for index in range(len(dataset))]
     tokens = _read(path, len(dataset))

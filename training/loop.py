@@ -155,7 +155,9 @@ class TrainingLoop:
         self.sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return load_batches(self.stage.load_batch, self.sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
+        return load_batches(
+            self.stage.load_batch, self.sampler, self.arguments.dataloader_num_workers, pin_memory, seed
+        )
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))
@@ -271,9 +273,7 @@ class TrainingLoop:
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
         }
-        values |= self.window_tokens.describe(
-            self.accelerator, self.window_steps, self.arguments.global_batch_size
-        )
+        values |= self.window_tokens.describe(self.accelerator, self.window_steps, self.arguments.global_batch_size)
         if self.accelerator.is_main_process:
             self.metrics.append(values)
             shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}

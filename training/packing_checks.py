@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from defocus_mllm import DefocusForConditionalGeneration
 _ROWS = ((5, 4, 6), (7, 3))
 """Tokens of the probe's samples; the second row is padded, and more than one row is what flash attention leaks in."""
 _ADVICE = "take --packing none; --group_by length saves padding with every decoder"
+
+_Rows = list[list[torch.Tensor]]
 
 
 def check_packing(model: DefocusForConditionalGeneration) -> None:
@@ -31,26 +33,37 @@ def check_packing(model: DefocusForConditionalGeneration) -> None:
     with _evaluated(decoder), torch.no_grad():
         samples = _samples(decoder)
         packed = _run_packed(decoder, samples)
-        # every second sample replaced: nothing of the others may change
-        changed = [[-3 * sample.flip(0) if index % 2 == 0 else sample for index, sample in enumerate(row)] for row in samples]
-        others = _run_packed(decoder, changed)
-        for row, (before, after) in enumerate(zip(packed, others, strict=True)):
-            for index in range(1, len(before), 2):
-                if _distance(after[index], before[index]) > max(1e-5, torch.finfo(before[index].dtype).eps):
-                    raise ValueError(
-                        f"packing: in a {kind} decoder a sample sees those before it in its row (its state runs on); "
-                        f"{_ADVICE}"
-                    )
-            for index, sample in enumerate(samples[row]):
-                alone = _run(decoder, sample[None], torch.arange(len(sample))[None])[0]
-                if _distance(before[index], alone) > (1e-3 if alone.dtype in (torch.float32, torch.float64) else 5e-2):
-                    raise ValueError(
-                        f"packing: in a {kind} decoder a sample comes out differently in a packed row (its positions do "
-                        f"not begin anew); {_ADVICE}"
-                    )
+        if not _independent(decoder, samples, packed):
+            what = "sees those before it in its row (its state runs on)"
+        elif not _as_if_alone(decoder, samples, packed):
+            what = "comes out differently in a packed row (its positions do not begin anew)"
+        else:
+            return
+    raise ValueError(f"packing: in a {kind} decoder a sample {what}; {_ADVICE}")
 
 
-def _samples(decoder: nn.Module) -> list[list[torch.Tensor]]:
+def _independent(decoder: nn.Module, samples: _Rows, packed: _Rows) -> bool:
+    """Whether nothing of a sample changes when its neighbours are replaced."""
+    changed = [[-3 * one.flip(0) if number % 2 == 0 else one for number, one in enumerate(row)] for row in samples]
+    limit = max(1e-5, torch.finfo(packed[0][0].dtype).eps)
+    return all(
+        _distance(after[number], before[number]) <= limit
+        for before, after in zip(packed, _run_packed(decoder, changed), strict=True)
+        for number in range(1, len(before), 2)
+    )
+
+
+def _as_if_alone(decoder: nn.Module, samples: _Rows, packed: _Rows) -> bool:
+    """Whether every sample comes out as from a row of its own, but for rounding."""
+    limit = 1e-3 if packed[0][0].dtype in (torch.float32, torch.float64) else 5e-2
+    return all(
+        _distance(inside, _run(decoder, sample[None], torch.arange(len(sample))[None])[0]) <= limit
+        for row, of_row in zip(samples, packed, strict=True)
+        for sample, inside in zip(row, of_row, strict=True)
+    )
+
+
+def _samples(decoder: nn.Module) -> _Rows:
     """Embeddings of samples of random tokens, row by row, each (tokens, hidden)."""
     embedding = decoder.get_input_embeddings()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
@@ -60,9 +73,9 @@ def _samples(decoder: nn.Module) -> list[list[torch.Tensor]]:
     ]
 
 
-def _run_packed(decoder: nn.Module, samples: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
+def _run_packed(decoder: nn.Module, samples: _Rows) -> _Rows:
     """What comes out for each sample, with all of them in packed rows."""
-    rows = nn.utils.rnn.pad_sequence([torch.cat(list(row)) for row in samples], batch_first=True)
+    rows = nn.utils.rnn.pad_sequence([torch.cat(row) for row in samples], batch_first=True)
     positions = [torch.cat([torch.arange(len(sample)) for sample in row]) for row in samples]
     hidden = _run(decoder, rows, nn.utils.rnn.pad_sequence(positions, batch_first=True))
     return [

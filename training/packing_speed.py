@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.packing_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m training.packing_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     parser.add_argument("--name", default="packing", help="of the files, without their endings")
@@ -336,11 +338,12 @@ def markdown(results: dict[str, Any], record: str) -> str:
         f"{results['largest_difference_of_losses']:.1e} of their value.",
         "",
         f"The {data['samples']:,} samples ({data['without_image']} without an image) are drawn from the sources of "
-        "LLaVA-1.5's 665,298 in their published proportions; the lengths of their words are log-normal with medians that "
-        "we estimated for each source (`MIX665K` in [packing_speed.py](../../training/packing_speed.py)), since they are "
-        f"not published. All lengths are divided by {data['lengths_divided_by']} for a CPU: an image has "
+        "LLaVA-1.5's 665,298 in their published proportions; the lengths of their words, which are not published, are "
+        "log-normal with medians that we estimated for each source (`MIX665K` in "
+        "[packing_speed.py](../../training/packing_speed.py)). All lengths are divided by "
+        f"{data['lengths_divided_by']} for a CPU: an image has "
         f"{data['image_tokens']} tokens, a sample {data['mean_tokens']:.0f} on average, a row at most "
-        f"{shapes['max_length']}. The model is tiny; what packing gains depends on how much of a step the decoder takes.",
+        f"{shapes['max_length']}. The model is tiny; the gain depends on how much of a step the decoder takes.",
         "",
         f"- Command: `{results['command']}`",
         f"- Commit: {results['commit'] or 'not a checkout'}{' with changes' if results['dirty'] else ''}",

@@ -133,7 +133,7 @@ class BatchPlan:
 
 
 class StepSampler(Sampler[ItemT]):
-    """What one process reads from `first_step` to `total_steps`, an item a micro-batch, of which the samplers are kinds.
+    """What one process reads from `first_step` to `total_steps`, an item a micro-batch; samplers are kinds of it.
 
     For `DataLoader(batch_size=None)`.
     """

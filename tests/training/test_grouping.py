@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -50,7 +51,7 @@ def test_steps_hold_samples_of_like_length_in_random_order_of_steps(epoch: int) 
     assert all(step == sorted(step) for step in steps)
     window = steps[:GROUPED_STEPS]
     ranges = sorted((min(step), max(step)) for step in window)
-    assert all(before[1] <= after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ranges))
     means = [sum(step) for step in window]
     assert means not in (sorted(means), sorted(means, reverse=True))
 
@@ -63,7 +64,9 @@ def test_steps_hold_one_kind_but_one_a_window() -> None:
     for begin in range(0, len(mixed), GROUPED_STEPS):
         assert sum(mixed[begin : begin + GROUPED_STEPS]) <= 1
     without = BatchPlan(count, batch, batch, 1, 0)
-    assert sum(len({kinds[key.sample] for key in without.keys_of_step(step)}) > 1 for step in range(count // batch)) > 50
+    assert (
+        sum(len({kinds[key.sample] for key in without.keys_of_step(step)}) > 1 for step in range(count // batch)) > 50
+    )
 
 
 def test_processes_and_accumulation_change_nothing_but_who_does_the_work() -> None:

@@ -26,7 +26,9 @@ IMAGE_TOKEN, PAD = ROWS - 1, 0
 VISION: dict[str, Any] = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "intermediate_size": 32}
 
 
-def make_model(folder: Path, kind: str, attention: str | None = None, **changes: Any) -> DefocusForConditionalGeneration:
+def make_model(
+    folder: Path, kind: str, attention: str | None = None, **changes: Any
+) -> DefocusForConditionalGeneration:
     """An MLLM with a tiny decoder of this kind, of random weights."""
     vision = DefocusVisionConfig(num_hidden_layers=1, num_attention_heads=2, **VISION)
     text = AutoConfig.from_pretrained(save_decoder(folder, kind, **changes))
@@ -52,7 +54,9 @@ def example(words: int, images: int, seed: int, image_tokens: int) -> Example:
 def examples_for(model: DefocusForConditionalGeneration) -> list[list[Example]]:
     """Rows of examples with one image, none and two; the second row is padded."""
     image_tokens = model.config.vision_config.num_image_tokens
-    made = [example(*sizes, seed, image_tokens) for seed, sizes in enumerate([(12, 1), (9, 0), (14, 2), (7, 0), (11, 1)])]
+    made = [
+        example(*sizes, seed, image_tokens) for seed, sizes in enumerate([(12, 1), (9, 0), (14, 2), (7, 0), (11, 1)])
+    ]
     return [made[:3], made[3:]]
 
 

@@ -21,7 +21,9 @@ def plans(draw: st.DrawFn) -> tuple[BatchPlan, list[int]]:
     """A plan and the lengths of its samples."""
     world_size, at_once, accumulated = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     lengths = draw(st.lists(st.integers(1, BUDGET), min_size=1, max_size=40))
-    return BatchPlan(len(lengths), world_size * at_once * accumulated, at_once, world_size, draw(st.integers(0, 9))), lengths
+    return BatchPlan(
+        len(lengths), world_size * at_once * accumulated, at_once, world_size, draw(st.integers(0, 9))
+    ), lengths
 
 
 def sampler(plan: BatchPlan, lengths: list[int], first_step: int = 0, steps: int = 6, rank: int = 0) -> PackedSampler:
