@@ -122,5 +122,5 @@ def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, 
 
 
 def _model_inputs(batch: Batch) -> Batch:
-    """Without the mask of packed rows: Transformers tells the samples of a row apart by positions if it gets no mask."""
+    """Without the mask of packed rows: Transformers tells samples of a row apart by positions if it gets no mask."""
     return {name: tensor for name, tensor in batch.items() if name != "attention_mask" or "position_ids" not in batch}

@@ -42,7 +42,7 @@ LIMIT = 1.5
 TOLERANCE = 1e-4
 """Largest relative difference of the losses, after updates that add up what float32 rounds."""
 WARM_UP = 1
-PAD, IMAGE_TOKEN = 0, 1
+PAD, IMAGE_TOKEN, VOCABULARY = 0, 1, 500
 SMALLER = 4
 """All lengths, that of a row too, are divided by this, so that a CPU takes seconds; shares of padding stay the same."""
 MAX_LENGTH = 2048 // SMALLER
@@ -112,7 +112,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     parser.add_argument("--name", default="packing", help="of the files, without their endings")
     parser.add_argument("--steps", type=int, default=7, metavar="N", help="optimizer steps that count")
-    parser.add_argument("--batch", type=int, default=128, metavar="N", help="samples of a step (LLaVA-1.5: 128)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="samples of a step")
     parser.add_argument("--rows", type=int, default=16, metavar="N", help="rows at once (LLaVA-1.5: 16 a GPU)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, weights, words and order")
     return parser
@@ -150,10 +150,10 @@ def draw_samples(count: int, seed: int) -> list[Sample]:
     return samples
 
 
-def make_example(sample: Sample, number: int, vocab_size: int) -> Example:
+def make_example(sample: Sample, number: int) -> Example:
     """Random words, the last third of which is learnt, behind a random picture."""
     generator = torch.Generator().manual_seed(number)
-    text = torch.randint(IMAGE_TOKEN + 1, vocab_size, (sample.words,), generator=generator)
+    text = torch.randint(IMAGE_TOKEN + 1, VOCABULARY, (sample.words,), generator=generator)
     ids = torch.cat([torch.full((sample.image * image_tokens(),), IMAGE_TOKEN), text])
     labels = ids.clone()
     labels[: len(ids) - max(1, sample.words // 3)] = IGNORED
@@ -164,12 +164,17 @@ def make_example(sample: Sample, number: int, vocab_size: int) -> Example:
 
 
 def make_model(seed: int) -> DefocusForConditionalGeneration:
-    """A decoder of four layers behind an encoder of two, which is frozen."""
+    """A decoder of two layers behind an encoder of one, which is frozen."""
     torch.manual_seed(seed)
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+    }
     vision = DefocusVisionConfig(image_size=2 * GRID, patch_size=2, **sizes)
-    text = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128}
-    text |= {"intermediate_size": 344, "vocab_size": 1000, "pad_token_id": PAD}
+    text: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 128}
+    text |= {"intermediate_size": 344, "vocab_size": VOCABULARY, "pad_token_id": PAD}
     config = DefocusConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
     model = DefocusForConditionalGeneration(config).train()
     model.model.vision_tower.requires_grad_(False)
@@ -220,7 +225,7 @@ def measure(steps: int, batch: int, rows: int, seed: int) -> dict[str, Any]:
     samples = draw_samples(batch * total, seed)
     lengths = [sample.tokens for sample in samples]
     plan = BatchPlan(len(samples), batch, rows, 1, seed)
-    examples = [make_example(sample, number, 1000) for number, sample in enumerate(samples)]
+    examples = [make_example(sample, number) for number, sample in enumerate(samples)]
     packer = PackedSampler(lambda key: lengths[key.sample], MAX_LENGTH, plan, 0, total, 0)
 
     def items(step: int) -> int:
