@@ -52,8 +52,8 @@ def describe_packing(plan: BatchPlan, total_steps: int, lengths: Sequence[int], 
     rows = sum(map(len, packed)) / steps
     before = padding_share(padded_rows(plan, steps, lengths))
     return (
-        f"packed to {max_length} tokens a row: {rows:.1f} rows hold the {plan.global_batch_size} samples of a step, "
-        f"and {padding_share(packed):.1%} of the tokens are padding ({before:.1%} with a sample a row)"
+        f"packed to {max_length} tokens a row: {rows:.1f} rows hold the {plan.global_batch_size} samples of a step "
+        f"(at most {plan.per_device_batch_size} rows at once on a device), and {padding_share(packed):.1%} of the tokens are padding ({before:.1%} with a sample a row)"
     )
 
 

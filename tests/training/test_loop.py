@@ -200,7 +200,20 @@ def test_loss_falls_and_the_schedule_is_logged(tmp_path: Path) -> None:
     rates = [line["learning_rate"] for line in lines]
     assert rates[:6] == pytest.approx([2e-2 * (step + 1) / 6 for step in range(6)])
     assert rates[-1] == pytest.approx(2e-2 * cosine_scale(59, 60, 6, 0.0))
-    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *TIMINGS}
+    read = {"samples_per_step", "supervised_tokens_per_step", "padding"}
+    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *read, *TIMINGS}
+
+
+def test_metrics_tell_what_the_steps_held(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, max_steps=4, logging_steps=2)
+    loop.run()
+    for number, line in enumerate(metrics(tmp_path)):
+        batches = [load_batch(loop.plan.keys(step, 0, 0)) for step in (2 * number, 2 * number + 1)]
+        used = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(batch["labels"].numel() for batch in batches)
+        assert line["samples_per_step"] == 4
+        assert line["supervised_tokens_per_step"] == sum(map(count_supervised, batches)) / 2
+        assert line["padding"] == pytest.approx(1 - used / tokens, abs=1e-6)
 
 
 def test_non_finite_loss_stops_before_the_weights_change(tmp_path: Path) -> None:
