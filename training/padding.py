@@ -53,7 +53,8 @@ def describe_packing(plan: BatchPlan, total_steps: int, lengths: Sequence[int], 
     before = padding_share(padded_rows(plan, steps, lengths))
     return (
         f"packed to {max_length} tokens a row: {rows:.1f} rows hold the {plan.global_batch_size} samples of a step "
-        f"(at most {plan.per_device_batch_size} rows at once on a device), and {padding_share(packed):.1%} of the tokens are padding ({before:.1%} with a sample a row)"
+        f"(at most {plan.per_device_batch_size} rows at once on a device), and {padding_share(packed):.1%} of the "
+        f"tokens are padding ({before:.1%} with a sample a row)"
     )
 
 
