@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from defocus_mllm import DefocusForConditionalGeneration
 from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_language
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
-from training.conversations import format_report, load_conversations
+from training.bad_samples import SAMPLE_ERRORS, BadSamples
+from training.conversations import SourceOptions, format_report, open_conversations
+from training.labels import NAMED_IN_MESSAGE
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
@@ -53,26 +57,39 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     """Model, conversations and loss of stage `name`."""
     parts = load_or_compose(arguments)
     model, processor = parts.model, parts.processor
-    dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
+    bad = BadSamples(arguments.on_bad_sample, arguments.max_bad_samples)
+    sources = [SourceOptions(**source) for source in arguments.sources()]
+    dataset = open_conversations(sources, bad, arguments.mixture_strategy, arguments.seed)
     collate = ConversationCollator(
-        processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
+        processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed, bad.skips
     )
     lengths: list[int] = []
 
     def load_one(index: int) -> None:
+        conversation = dataset[index]
         try:
-            lengths.append(collate([dataset[index]], [SampleKey(0, index)])["input_ids"].shape[1])
-        except ValueError as error:
-            raise ValueError(f"{arguments.data}: {error}") from error
+            lengths.append(len(collate.example(conversation, SampleKey(0, index))["input_ids"]))
+        except SAMPLE_ERRORS as error:
+            bad.add([dataclasses.replace(conversation.bad(error), found="before training")])
+            raise ValueError(f"{conversation.source}: {error}") from error
 
     usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
+    bad.check()
 
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
         return collate([dataset[usable[key.sample]] for key in keys], keys)
 
+    def count_items(batch: Batch) -> int:
+        bad.take_from(batch)
+        return count_supervised(batch)
+
     first = dataset[usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
-    lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
+    lines = [
+        *parts.notes,
+        format_report(dataset.report),
+        *(f"left out: {message}" for message in left_out[:NAMED_IN_MESSAGE]),
+    ]
     lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
@@ -81,10 +98,12 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         components=components_of(model),
         num_samples=len(usable),
         load_batch=load_batch,
-        count_items=count_supervised,
+        count_items=count_items,
         compute_loss=answer_loss(model),
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
+        facts={"data_report": dataset.report, "left_out": left_out[:NAMED_IN_MESSAGE], "cut": dict(collate.counts)},
+        begin=partial(bad.begin, arguments.output_dir),
+        conclude=lambda: {"bad_samples": bad.by_cause()},
     )
 
 

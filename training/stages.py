@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from defocus_mllm.files import PARTIAL_PREFIX
 from training.arguments import CommonArguments
 from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
+from training.data_arguments import data_locations
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
 from training.loop import TrainingLoop
@@ -53,7 +54,8 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     disable_progress_bar()  # of weight files; the steps have their own
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
     output_dir = Path(arguments.output_dir)
-    inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
+    named = {name: getattr(arguments, name, None) for name in INPUT_FIELDS}
+    inputs = fingerprints({**named, **data_locations(arguments)})
     with _empty_folder_removed(output_dir, accelerator):
         if accelerator.is_main_process:
             check_writable(output_dir)
@@ -157,7 +159,7 @@ def rehearse(loop: TrainingLoop, stage: Stage) -> str:
 
 def usable_samples(
     num_samples: int, limit: int, load: Callable[[int], Any], on_bad_sample: str
-) -> tuple[list[int], list[str]]:
+) -> tuple[Sequence[int], list[str]]:
     """Load up to `limit` samples, evenly spaced, so that a corrupt one is named now and not hours into the run.
 
     Returns the indices to train on and one message a sample left out, which `on_bad_sample="raise"` raises instead.
@@ -175,7 +177,8 @@ def usable_samples(
             bad[index] = str(error)
     if len(bad) == num_samples:
         raise ValueError(f"none of the {num_samples} samples can be used; the first: {bad[0]}")
-    return [index for index in range(num_samples) if index not in bad], list(bad.values())
+    usable = [index for index in range(num_samples) if index not in bad] if bad else range(num_samples)
+    return usable, list(bad.values())
 
 
 def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:
@@ -223,6 +226,8 @@ def _train(
         facts=stage.facts,
     )
     with _recorded(record, loop):
+        if stage.begin:
+            stage.begin()
         loop.run()
         conclusion = stage.conclude() if stage.conclude else {}
         averaged = loop.use_average()
