@@ -16,6 +16,7 @@ from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
 from training.bad_samples import SAMPLE_ERRORS, BadSamples
 from training.conversations import SourceOptions, format_report, open_conversations
+from training.encoding import encoder_for
 from training.labels import NAMED_IN_MESSAGE
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
@@ -85,11 +86,8 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
 
     first = dataset[usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
-    lines = [
-        *parts.notes,
-        format_report(dataset.report),
-        *(f"left out: {message}" for message in left_out[:NAMED_IN_MESSAGE]),
-    ]
+    left_out = left_out[:NAMED_IN_MESSAGE]
+    lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
     lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
@@ -101,7 +99,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         count_items=count_items,
         compute_loss=answer_loss(model),
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out[:NAMED_IN_MESSAGE], "cut": dict(collate.counts)},
+        facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
         begin=partial(bad.begin, arguments.output_dir),
         conclude=lambda: {"bad_samples": bad.by_cause()},
     )
@@ -111,11 +109,12 @@ def describe_check(lengths: Sequence[int], collate: ConversationCollator) -> str
     """What came out of collating conversations of these lengths, once each."""
     if not lengths:
         return "no conversation was checked"
-    counts = collate.counts
+    counts, animated = collate.counts, encoder_for(collate.processor).pixels.num_animated
     return (
         f"{len(lengths):,} conversations checked: {min(lengths)} to {max(lengths)} tokens; in one epoch "
         f"{counts['over_max_length']:,} pairs are over max_length and {counts['over_max_turns']:,} over max_turns; "
-        f"{counts['kept_in_order']:,} conversations cannot be shuffled"
+        f"{counts['kept_in_order']:,} conversations cannot be shuffled; of {animated:,} animated images the first frame "
+        "is used"
     )
 
 
