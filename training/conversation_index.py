@@ -61,22 +61,17 @@ class Problem:
     """Names the record and says how to mend it."""
 
 
-def index_cache() -> Path:
-    """Where indexes are kept: beside what `datasets` keeps, which HF_DATASETS_CACHE moves."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "defocus_conversations"
-
-
-def open_index(location: str | Path, repair: bool = False) -> ConversationIndex:
+def open_index(location: str | Path, repair: bool = False, cache: str | Path = "") -> ConversationIndex:
     """The index of a source; it is built if there is none of its present content.
 
-    One process builds it, others that ask for the same wait. Raises what reading the source raises; nothing half-made
+    Indexes are kept in `cache`; empty: beside what `datasets` keeps, which HF_DATASETS_CACHE moves. One process builds it, others that ask for the same wait. Raises what reading the source raises; nothing half-made
     is left then.
     """
     source = open_source(location)
     name = os.path.basename(source.location)  # stands in every message
     content = f"{type(source).__name__} {name} {source.fingerprint()}"
     key = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}-{'repaired' if repair else 'strict'}-{SCHEMA_VERSION}"
-    folder = index_cache() / key
+    folder = Path(cache or Path(datasets.config.HF_DATASETS_CACHE) / "defocus_conversations") / key
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):

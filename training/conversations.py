@@ -62,6 +62,8 @@ class SourceOptions:
     """See `ImageFolder`."""
     any_extension: bool = False
     """See `ImageFolder`."""
+    cache: str = ""
+    """See `open_index`."""
 
 
 class SourceConversations(Sequence[Conversation]):
@@ -249,7 +251,9 @@ def open_conversations(
 
     Raises ValueError or FileNotFoundError naming source and record, and `TooManyBadSamples`.
     """
-    opened = [SourceConversations(options, open_index(options.data, options.repair)) for options in sources]
+    opened = [
+        SourceConversations(options, open_index(options.data, options.repair, options.cache)) for options in sources
+    ]
     bad.num_records += sum(source.indexed.facts["records"] for source in opened)
     reports = [source.leave_out(bad) for source in opened]
     parts = mix([len(source) for source in opened], [options.weight for options in sources], strategy, seed)

@@ -37,6 +37,9 @@ class DataArguments:
     any_image_extension: bool = False
     """Where an image does not exist, take the only file of that name with another extension, and count it."""
 
+    index_cache: str = ""
+    """Folder of the indexes of the conversations, one for all processes; empty: in HF_DATASETS_CACHE."""
+
     def check_data(self) -> None:
         """Raise `ValueError` for the first field that is out of range or cannot go with another."""
         if bool(self.data) == bool(self.mixture):
@@ -56,7 +59,8 @@ class DataArguments:
     def sources(self) -> list[dict[str, Any]]:
         """Each source with the fields of `training.conversations.SourceOptions`."""
         given: Sequence[dict[str, Any]] = self.mixture or [{"data": self.data, "image_root": self.image_root}]
-        rules = {"repair": self.repair, "follow_links": self.follow_links, "any_extension": self.any_image_extension}
+        rules: dict[str, Any] = {"repair": self.repair, "follow_links": self.follow_links}
+        rules |= {"any_extension": self.any_image_extension, "cache": self.index_cache}
         return [{**source, **rules} for source in given]
 
 

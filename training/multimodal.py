@@ -113,8 +113,8 @@ def describe_check(lengths: Sequence[int], collate: ConversationCollator) -> str
     return (
         f"{len(lengths):,} conversations checked: {min(lengths)} to {max(lengths)} tokens; in one epoch "
         f"{counts['over_max_length']:,} pairs are over max_length and {counts['over_max_turns']:,} over max_turns; "
-        f"{counts['kept_in_order']:,} conversations cannot be shuffled; of {animated:,} animated images the first frame "
-        "is used"
+        f"{counts['kept_in_order']:,} conversations cannot be shuffled; {animated:,} images are animated, of which the "
+        "first frame is used"
     )
 
 

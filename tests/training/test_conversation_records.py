@@ -1,4 +1,4 @@
-"""Records of every known shape become the same messages; what LLaVA's files have wrong is refused, or mended on demand."""
+"""Records of every known shape become the same messages; known faults are refused, or mended on demand."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_embedded_images_fill_the_placeholders_in_order() -> None:
         (llava("", "x"), "empty text"),
         (llava("q", "\n "), "empty text"),
         (
-            {"messages": [user(text("a")), assistant(text("b")), {"role": "system", "content": "c"}]},
+            {"messages": [user(text("a")), assistant(text("b")), user(text("c"))]},
             "turns out of order",
         ),
     ],

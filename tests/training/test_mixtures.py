@@ -19,9 +19,7 @@ def test_concatenation_takes_everything_once() -> None:
 
 
 @given(SOURCES, st.integers(0, 5))
-def test_without_repetition_shows_none_twice_and_uses_one_source_up(
-    sources: list[tuple[int, float]], seed: int
-) -> None:
+def test_without_repetition_shows_none_twice_and_uses_one_up(sources: list[tuple[int, float]], seed: int) -> None:
     sizes, weights = zip(*sources, strict=True)
     try:
         parts = mix(sizes, weights, "without_repetition", seed)
