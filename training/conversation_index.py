@@ -64,8 +64,8 @@ class Problem:
 def open_index(location: str | Path, repair: bool = False, cache: str | Path = "") -> ConversationIndex:
     """The index of a source; it is built if there is none of its present content.
 
-    Indexes are kept in `cache`; empty: beside what `datasets` keeps, which HF_DATASETS_CACHE moves. One process builds it, others that ask for the same wait. Raises what reading the source raises; nothing half-made
-    is left then.
+    Indexes are kept in `cache`; empty: beside what `datasets` keeps, which HF_DATASETS_CACHE moves. One process builds
+    it, others that ask for the same wait. Raises what reading the source raises; nothing half-made is left then.
     """
     source = open_source(location)
     name = os.path.basename(source.location)  # stands in every message

@@ -251,9 +251,8 @@ def open_conversations(
 
     Raises ValueError or FileNotFoundError naming source and record, and `TooManyBadSamples`.
     """
-    opened = [
-        SourceConversations(options, open_index(options.data, options.repair, options.cache)) for options in sources
-    ]
+    indexes = [open_index(options.data, options.repair, options.cache) for options in sources]
+    opened = [SourceConversations(options, index) for options, index in zip(sources, indexes, strict=True)]
     bad.num_records += sum(source.indexed.facts["records"] for source in opened)
     reports = [source.leave_out(bad) for source in opened]
     parts = mix([len(source) for source in opened], [options.weight for options in sources], strategy, seed)

@@ -70,7 +70,7 @@ class Outcome:
 
     def timed(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which may not take `HANG_SECONDS`."""
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
         began = time.perf_counter()
         try:
             return work()
@@ -155,16 +155,14 @@ def fuzz_records(number: int, seed: int, folder: Path, trainee: Trainee) -> Outc
     path.write_bytes(b"\n".join(lines) + b"\n")
     outcome = Outcome(number)
     bad = BadSamples("skip")
-    dataset = outcome.timed(
-        lambda: open_conversations([SourceOptions(str(path), str(root), cache=str(folder / "cache"))], bad)
-    )
+    dataset = outcome.timed(lambda: open_conversations([_source(path, root)], bad))
     outcome.slowest_seconds = 0.0  # that was all of them
     outcome.reported.update(bad.by_cause())
     if len(dataset) + len(bad) != len(lines):
         raise FuzzFailure(f"of {len(lines)} records {len(dataset)} are used and {len(bad)} reported (seed {seed})")
     _learn_all(dataset, lambda name: _expected(lines[int(re.findall(r"\[(\d+)\]", name)[0])]), trainee, outcome)
     outcome.trained -= 1  # the first
-    for line in tqdm(lines[:: max(1, len(lines) // 200)], "as lists", delay=2):
+    for line in tqdm(lines[:: max(10, len(lines) // 200)], "as lists", delay=2):
         outcome.timed(lambda line=line: _load_as_list(line, folder, root))
     return outcome
 
@@ -174,7 +172,7 @@ def _load_as_list(line: bytes, folder: Path, root: Path) -> None:
     path = folder / "list.json"
     path.write_bytes(b"[" + line + b"]")
     try:
-        open_conversations([SourceOptions(str(path), str(root), cache=str(folder / "cache"))], BadSamples("raise"))
+        open_conversations([_source(path, root)], BadSamples("raise"))
     except (ValueError, FileNotFoundError) as error:
         if str(path) not in str(error) or "\n" in str(error):
             raise FuzzFailure(f"{line[:200]!r} ends with the message {error}") from error
@@ -194,9 +192,7 @@ def fuzz_images(number: int, seed: int, folder: Path, trainee: Trainee) -> Outco
         records.append({"image": f"{index}_{name}", "conversations": turns})
     path = folder / "pictures.json"
     path.write_text(json.dumps(records))
-    dataset = open_conversations(
-        [SourceOptions(str(path), str(root), cache=str(folder / "cache"))], BadSamples("raise")
-    )
+    dataset = open_conversations([_source(path, root)], BadSamples("raise"))
     outcome = Outcome(number)
     _learn_all(dataset, lambda name: (["red"], 1), trainee, outcome)
     return outcome
@@ -226,6 +222,10 @@ def _expected(line: bytes) -> tuple[list[str], int]:
         if role in ("gpt", "assistant"):
             answers.append("\n".join(texts))
     return answers, num_images
+
+
+def _source(path: Path, root: Path) -> SourceOptions:
+    return SourceOptions(str(path), str(root), cache=str(path.parent / "cache"))
 
 
 def _image_root(root: Path) -> Path:
