@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
 from training.streaming_arguments import StreamingArguments
+from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
@@ -244,7 +245,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments):
+class MultimodalArguments(CommonArguments, TuningArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -261,8 +262,6 @@ class MultimodalArguments(CommonArguments):
     """Folder the conversations' image paths start from; empty: the folder of `data`."""
     train: list[str] = field(default_factory=lambda: ["projector"])
     """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
-    vision_learning_rate: float = 0.0
-    """Peak learning rate of the vision tower if it is trained; 0 means learning_rate."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
     check_images: int = 10_000
@@ -285,11 +284,7 @@ class MultimodalArguments(CommonArguments):
         for name in self.train:
             require(name in COMPONENTS, f"train: unknown component {name!r}; choose from {', '.join(COMPONENTS)}")
         require(bool(self.train), f"train: nothing to train; choose from {', '.join(COMPONENTS)}")
-        require(self.vision_learning_rate >= 0, "vision_learning_rate: must not be negative")
-        require(
-            not self.vision_learning_rate or "vision_tower" in self.train,
-            "vision_learning_rate: set, but `train` does not name vision_tower",
-        )
+        self.check_tuning(self.train, self.model)
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
 

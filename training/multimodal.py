@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,16 @@ from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_languag
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
 from training.conversations import format_report, load_conversations
+from training.lora import (
+    AdapterWriter,
+    adapted_components,
+    add_lora,
+    is_adapted,
+    quantization_options,
+    trained_components,
+)
 from training.sampling import SampleKey
+from training.checkpointing import Savable
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
@@ -25,8 +35,11 @@ def load_or_compose(arguments: MultimodalArguments) -> Assembly:
     Raises `FileNotFoundError` or `ValueError` naming the argument and the folder.
     """
     if arguments.model:
-        model = load_strictly(AutoModelForImageTextToText, arguments.model, "model")
-        processor = AutoProcessor.from_pretrained(arguments.model)
+        # absolute, since an adapter's checkpoint says where its base model is
+        folder = os.path.abspath(arguments.model)
+        options = quantization_options(arguments.quantization)
+        model = load_strictly(AutoModelForImageTextToText, folder, "model", **options)
+        processor = AutoProcessor.from_pretrained(folder)
         if not isinstance(model, DefocusForConditionalGeneration):
             raise ValueError(f"model: {arguments.model} holds a {type(model).__name__}, not a De-focus MLLM")
         return Assembly(model, processor, [])
@@ -41,18 +54,25 @@ def compose(arguments: MultimodalArguments) -> Assembly:
 
 
 def components_of(model: DefocusForConditionalGeneration) -> dict[str, list[nn.Module]]:
-    """The parts `train` can name. A language model's output layer belongs to it."""
-    return {
+    """The parts `train` can name, those with adapters cut in two. A language model's output layer belongs to it."""
+    parts: dict[str, list[nn.Module]] = {
         "vision_tower": [model.model.vision_tower],
         "projector": [model.model.multi_modal_projector],
         "language_model": [model.model.language_model, model.lm_head],
     }
+    return adapted_components(parts) if is_adapted(model) else parts
 
 
 def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     """Model, conversations and loss of stage `name`."""
     parts = load_or_compose(arguments)
     model, processor = parts.model, parts.processor
+    parts.notes += clean_generation_config(model)
+    writer: Savable = model
+    if arguments.lora_rank:
+        add_lora(model, processor, arguments, arguments.train)
+        writer = AdapterWriter(model, model.name_or_path, arguments.quantization)
+    components = components_of(model)
     dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
     collate = ConversationCollator(
         processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
@@ -78,7 +98,18 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         name=name,
         model=model,
         companions=[processor],
-        components=components_of(model),
+        writer=writer,
+        components=components,
+        train=trained_components(components, arguments.train),
+        learning_rates={
+            name: rate
+            for name, rate in (
+                ("projector", arguments.projector_learning_rate),
+                ("vision_tower", arguments.vision_learning_rate),
+                ("vision_tower_lora", arguments.vision_learning_rate),
+            )
+            if rate and name in components
+        },
         num_samples=len(usable),
         load_batch=load_batch,
         count_items=count_supervised,
