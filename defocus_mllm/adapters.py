@@ -32,9 +32,7 @@ _WEIGHTS = "adapter_model.safetensors"
 _DECODER, _ENCODER = "model.language_model", "model.vision_tower"
 
 
-def lora_config(
-    model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any
-) -> LoraConfig:
+def lora_config(model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any) -> LoraConfig:
     """A `LoraConfig` for every linear layer of the decoder; the projector and the new embeddings are trained whole.
 
     Args:
@@ -90,7 +88,9 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     if (Path(base) / "config.json").is_file():
         saved, now = AutoConfig.from_pretrained(base).text_config.vocab_size, model.config.text_config.vocab_size
         if saved != now:
-            raise ValueError(f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again")
+            raise ValueError(
+                f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again"
+            )
     with written_whole(folder) as partial:
         model.save_pretrained(partial)
 

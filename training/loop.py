@@ -164,7 +164,9 @@ class TrainingLoop:
         return current
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
-        loss, items = self._forward_and_backward(batches)
+        loss, items = self._forward_and_backward(batches, self.plan.accumulation_steps)
+        limit = self.arguments.max_grad_norm or math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self._set_learning_rates()
         self._check_finite(loss)
         self.optimizer.step()
@@ -174,19 +176,40 @@ class TrainingLoop:
         self.window_steps += 1
         self.window_units += items if self.stage.unit == "tokens" else self.arguments.global_batch_size
 
-    def rehearse_step(self) -> float:
-        """Loss of the first step on this process, after a forward and backward pass that changes no weight."""
-        self._begin_epoch_if_new(-1)
-        with explained_compilation():
-            loss, _ = self._forward_and_backward(self._batches())
-        self._check_finite(loss)
-        self._raise_if_not_finite()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+    def rehearse(self, attempts: int) -> tuple[float, list[float]]:
+        """Loss of a first micro-batch and gradient norm of every optimizer group; changes no weight.
 
-    def _forward_and_backward(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """Gradients of one step, clipped; returns this process's part of the loss and the step's number of items."""
-        micro_batches = [next(batches) for _ in range(self.plan.accumulation_steps)]
+        Micro-batches are added up, `attempts` at most, until every group has had a gradient: one without pictures gives
+        none to what reads pictures.
+        """
+        self._begin_epoch_if_new(-1)
+        batches = self._batches()
+        with explained_compilation():
+            loss, _ = self._forward_and_backward(batches, 1)
+            norms = self._gradient_norms()
+            for _ in range(min(attempts, self.plan.accumulation_steps * self.total_steps) - 1):
+                if all(norms):  # those that are not finite count as well
+                    break
+                self._forward_and_backward(batches, 1)
+                norms = self._gradient_norms()
+        return self.accelerator.reduce(loss, reduction="sum").item(), norms
+
+    def forget_gradients(self) -> None:
+        """Free what `rehearse` has left."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _gradient_norms(self) -> list[float]:
+        """Of each optimizer group, over all processes; only whether it is zero or not finite is exact on several."""
+        norms = torch.zeros(len(self.optimizer.param_groups), device=self.accelerator.device)
+        for number, group in enumerate(self.optimizer.param_groups):
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            if gradients:
+                norms[number] = torch.nn.utils.get_total_norm(gradients)
+        return self.accelerator.reduce(norms, reduction="mean").tolist()
+
+    def _forward_and_backward(self, batches: Iterator[Batch], count: int) -> tuple[torch.Tensor, int]:
+        """Gradients of `count` micro-batches; returns this process's part of the loss and the number of all items."""
+        micro_batches = [next(batches) for _ in range(count)]
         items = self._count_items(micro_batches)
         world_size = self.accelerator.num_processes
         device = self.accelerator.device
@@ -198,8 +221,6 @@ class TrainingLoop:
                 # distributed training averages gradients over processes where a sum is needed
                 self.accelerator.backward(loss * world_size if world_size > 1 else loss)
             loss_of_step += loss.detach()
-        limit = self.arguments.max_grad_norm or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         return loss_of_step, items
 
     def _count_items(self, micro_batches: Sequence[Batch]) -> int:
@@ -317,8 +338,7 @@ class TrainingLoop:
                 "window": [window_loss.item(), self.window_steps, self.window_units],
             }
             directory = step_directory(self.output_dir / "checkpoints", self.step)
-            savables: list[Any] = [self.stage.model, *self.stage.companions]
-            save_checkpoint(directory, savables, state, self.arguments.save_total_limit)
+            save_checkpoint(directory, self.stage.savables, state, self.arguments.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def resume(self, directory: Path) -> list[str]:

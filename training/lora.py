@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from peft import get_peft_model_state_dict, inject_adapter_in_model
+from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError
@@ -27,7 +27,7 @@ from transformers import BitsAndBytesConfig
 from defocus_mllm import DefocusForConditionalGeneration, DefocusProcessor
 from defocus_mllm.adapter_base import describe_base, write_base_record
 from defocus_mllm.adapters import NOT_QUANTISED, lora_config
-from defocus_mllm.loading import CheckpointError
+from defocus_mllm.loading import CheckpointError, load_strictly
 from training.tuning_arguments import TuningArguments
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -106,10 +106,10 @@ def adapted_components(parts: Parts) -> Parts:
     for name, modules in parts.items():
         found = [module for part in modules for module in part.modules()]
         copies = [module for module in found if isinstance(module, ModulesToSaveWrapper)]
-        new = {
+        new: Parts = {
             f"{name}_lora": [part for module in found if isinstance(module, LoraLayer) for part in _lora_parts(module)],
             "new_tokens": [
-                module.token_adapter.trainable_tokens_delta
+                cast(nn.Module, module.token_adapter.trainable_tokens_delta)
                 for module in found
                 if isinstance(module, TrainableTokensWrapper)
             ],
@@ -155,6 +155,22 @@ def load_adapter_weights(model: nn.Module, directory: str | Path) -> None:
                 f"checkpoint {directory}: {name} has shape {tuple(saved[name].shape)}, not {tuple(tensor.shape)}"
             )
         tensor.copy_(saved[name])
+
+
+def load_adapted(model: Any, directory: str | Path) -> DefocusForConditionalGeneration:
+    """The base model of the adapter in `directory` with the adapter, a new model like `model`.
+
+    Raises `CheckpointError` or `FileNotFoundError` when one of the two is not there or does not fit.
+    """
+    config = PeftConfig.from_pretrained(str(directory))
+    options = {}
+    if quantization := getattr(model.config, "quantization_config", None):
+        options = {"quantization_config": quantization, "device_map": {"": model.device}}
+    base = str(config.base_model_name_or_path)
+    loaded = load_strictly(type(model), base, "base model", next(model.parameters()).dtype, **options)
+    inject_adapter_in_model(config, loaded)
+    load_adapter_weights(loaded, directory)
+    return loaded
 
 
 def _adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:

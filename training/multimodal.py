@@ -13,6 +13,7 @@ from defocus_mllm import DefocusForConditionalGeneration
 from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_language
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
+from training.checkpointing import Savable
 from training.conversations import format_report, load_conversations
 from training.lora import (
     AdapterWriter,
@@ -22,8 +23,8 @@ from training.lora import (
     quantization_options,
     trained_components,
 )
+from training.rehearsal import CheckedSamples, activation_estimate, clean_generation_config, tried_out
 from training.sampling import SampleKey
-from training.checkpointing import Savable
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
@@ -71,17 +72,17 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     writer: Savable = model
     if arguments.lora_rank:
         add_lora(model, processor, arguments, arguments.train)
-        writer = AdapterWriter(model, model.name_or_path, arguments.quantization)
+        writer = AdapterWriter(model, os.path.abspath(arguments.model), arguments.quantization)
     components = components_of(model)
     dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
     collate = ConversationCollator(
         processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
     )
-    lengths: list[int] = []
+    checked = CheckedSamples()
 
     def load_one(index: int) -> None:
         try:
-            lengths.append(collate([dataset[index]], [SampleKey(0, index)])["input_ids"].shape[1])
+            checked.add(collate([dataset[index]], [SampleKey(0, index)]))
         except ValueError as error:
             raise ValueError(f"{arguments.data}: {error}") from error
 
@@ -93,7 +94,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     first = dataset[usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
     lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
-    lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
+    lines += [checked.describe(collate.counts, len(usable)), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
         model=model,
@@ -114,20 +115,10 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         load_batch=load_batch,
         count_items=count_supervised,
         compute_loss=answer_loss(model),
+        try_out=tried_out(processor, example),
+        estimate_activations=activation_estimate(model, arguments, checked),
         sample_text="\n".join(lines),
         facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
-    )
-
-
-def describe_check(lengths: Sequence[int], collate: ConversationCollator) -> str:
-    """What came out of collating conversations of these lengths, once each."""
-    if not lengths:
-        return "no conversation was checked"
-    counts = collate.counts
-    return (
-        f"{len(lengths):,} conversations checked: {min(lengths)} to {max(lengths)} tokens; in one epoch "
-        f"{counts['over_max_length']:,} pairs are over max_length and {counts['over_max_turns']:,} over max_turns; "
-        f"{counts['kept_in_order']:,} conversations cannot be shuffled"
     )
 
 

@@ -216,9 +216,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, base, processor, tmp
 def test_four_bits_reach_the_decoder_alone(mixer, model) -> None:
     changed = variant(model, mixer)
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTISED)
-    kept = HfQuantizer.get_modules_to_not_convert(
-        changed, config.llm_int8_skip_modules, changed._keep_in_fp32_modules
-    )
+    kept = HfQuantizer.get_modules_to_not_convert(changed, config.llm_int8_skip_modules, changed._keep_in_fp32_modules)
     linear = [name for name, module in changed.named_modules() if isinstance(module, torch.nn.Linear)]
     converted = {name for name in linear if should_convert_module(name, kept)}
     assert converted == {name for name in linear if name.startswith("model.language_model.")}
@@ -236,5 +234,3 @@ def test_training_prepared_for_quantised_weights_reaches_every_adapter(reentrant
     assert [name for name, weight in second.items() if weight.grad is None or not weight.grad.any()] == []
     projector = [weight for name, weight in adapted.named_parameters() if "projector.modules_to_save" in name]
     assert all(weight.grad.any() for weight in projector)
-
-

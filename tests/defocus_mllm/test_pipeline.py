@@ -54,7 +54,9 @@ def test_a_chat_is_answered_as_by_generate(messages, model, processor, checkpoin
 
 def test_the_image_matters(model, processor, checkpoint) -> None:
     answer = pipeline("image-text-to-text", model=checkpoint, trust_remote_code=True)
-    answers = {answer(text=chat(color), return_full_text=False, **GREEDY)[0]["generated_text"] for color in ("red", "blue")}
+    answers = {
+        answer(text=chat(color), return_full_text=False, **GREEDY)[0]["generated_text"] for color in ("red", "blue")
+    }
     assert len(answers) == 2
 
 
