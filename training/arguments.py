@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
@@ -26,7 +27,7 @@ class JsonDict(dict[str, Any]):
 
 
 @dataclass
-class CommonArguments:
+class CommonArguments(ScaleArguments):
     """What every stage has."""
 
     output_dir: str = ""

@@ -30,6 +30,7 @@ from defocus_mllm.files import (
     write_json_atomically,
 )
 from defocus_mllm.loading import CheckpointError, load_strictly
+from training.sharding import original_class, shard_like
 
 MANIFEST = "manifest.json"
 TRAINING_STATE = "training_state.pt"
@@ -159,8 +160,9 @@ def load_training_state(directory: str | Path) -> dict[str, Any]:
 
 def load_model_weights(model: nn.Module, directory: str | Path) -> None:
     """Copy the weights saved in `directory` into `model`, bit for bit; `CheckpointError` when they do not fit."""
-    loaded = load_strictly(type(model), directory, "checkpoint", next(model.parameters()).dtype)
-    model.load_state_dict(loaded.state_dict())
+    loaded = load_strictly(original_class(model), directory, "checkpoint", next(model.parameters()).dtype)
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in loaded.state_dict().items()})
 
 
 def get_random_state() -> dict[str, Any]:
