@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
 from training.checkpointing import Savable, load_model_weights
-from training.sharding import forget_gathered, gather, shard_like, whole
+from training.sharding import forget_gathered, gather, layer_classes, shard_like, whole
 
 
 class Engine:
@@ -39,6 +39,8 @@ class Engine:
         self.sharded = accelerator.is_fsdp2
         if not self.sharded:  # FSDP2 moves layer by layer, since the whole may not fit a device
             model.to(accelerator.device)
+        else:
+            accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
         betas = (arguments.adam_beta1, arguments.adam_beta2)
         optimizer = torch.optim.AdamW(groups, arguments.learning_rate, betas, arguments.adam_epsilon, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

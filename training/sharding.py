@@ -49,6 +49,18 @@ def shard_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of layers to be sharded one by one: those the model calls indivisible and really has.
+
+    (A De-focus encoder names the layers of all mixers, of which Accelerate would ask for each.) Raises `ValueError` if
+    there are none.
+    """
+    named = set(getattr(model, "_no_split_modules", None) or [])
+    if found := sorted(named & {type(module).__name__ for module in model.modules()}):
+        return found
+    raise ValueError(f"FSDP: {type(model).__name__} names no layers that could be sharded one by one; use DDP")
+
+
 def original_class(model: nn.Module) -> type[nn.Module]:
     """The class `model` had before FSDP2 put its own in front."""
     kind = type(model)
