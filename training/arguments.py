@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
 from training.tuning_arguments import TuningArguments
 
@@ -27,7 +28,7 @@ class JsonDict(dict[str, Any]):
 
 
 @dataclass
-class CommonArguments:
+class CommonArguments(ScaleArguments):
     """What every stage has."""
 
     output_dir: str = ""

@@ -31,6 +31,7 @@ from defocus_mllm.files import (
 )
 from defocus_mllm.loading import MODEL_FILES, CheckpointError, load_strictly
 from training.lora import is_adapted, load_adapted, load_adapter_weights
+from training.sharding import original_class, shard_like
 
 MANIFEST = "manifest.json"
 TRAINING_STATE = "training_state.pt"
@@ -164,18 +165,19 @@ def load_model_weights(model: nn.Module, directory: str | Path) -> None:
     if is_adapted(model):
         load_adapter_weights(model, directory)
         return
-    model.load_state_dict(load_saved(model, directory).state_dict())
+    own, saved = model.state_dict(), load_saved(model, directory).state_dict()
+    model.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in saved.items()})
 
 
 def load_saved(model: nn.Module, directory: str | Path) -> nn.Module:
-    """The model saved in `directory`, a new one of the class and number format of `model`.
+    """The model saved in `directory`, a new one of the class and number format of `model`, whole and on the CPU.
 
     Of an adapter's checkpoint it is the base model that `model` was made of, with the adapter. Raises `CheckpointError`
     when the weights do not fit.
     """
     if is_adapted(model):
         return load_adapted(model, directory)
-    return load_strictly(type(model), directory, "checkpoint", next(model.parameters()).dtype)
+    return load_strictly(original_class(model), directory, "checkpoint", next(model.parameters()).dtype)
 
 
 def get_random_state() -> dict[str, Any]:

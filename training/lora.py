@@ -28,6 +28,7 @@ from defocus_mllm import DefocusForConditionalGeneration, DefocusProcessor
 from defocus_mllm.adapter_base import describe_base, write_base_record
 from defocus_mllm.adapters import NOT_QUANTISED, lora_config
 from defocus_mllm.loading import CheckpointError, load_strictly
+from training.sharding import original_class, shard_like
 from training.tuning_arguments import TuningArguments
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -53,11 +54,16 @@ class AdapterWriter:
     def _base_record(self) -> dict[str, str]:
         return describe_base(self._base, self._quantization)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], /) -> None:
-        """Write the adapter's weights and configuration, and `base_model.json`."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], /, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write the adapter's weights, of `state_dict` if given, its configuration, and `base_model.json`."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in _adapter_weights(self._model).items()}
+        weights = {
+            f"{_PREFIX}{name}": tensor.contiguous()
+            for name, tensor in _adapter_weights(self._model, state_dict).items()
+        }
         save_file(weights, folder / _WEIGHTS, {"format": "pt"})
         self._model.peft_config["default"].save_pretrained(str(folder))  # type: ignore[operator, union-attr]
         self._model.generation_config.save_pretrained(folder)
@@ -154,7 +160,7 @@ def load_adapter_weights(model: nn.Module, directory: str | Path) -> None:
             raise CheckpointError(
                 f"checkpoint {directory}: {name} has shape {tuple(saved[name].shape)}, not {tuple(tensor.shape)}"
             )
-        tensor.copy_(saved[name])
+        tensor.copy_(shard_like(saved[name], tensor))
 
 
 def load_adapted(model: Any, directory: str | Path) -> DefocusForConditionalGeneration:
@@ -167,15 +173,15 @@ def load_adapted(model: Any, directory: str | Path) -> DefocusForConditionalGene
     if quantization := getattr(model.config, "quantization_config", None):
         options = {"quantization_config": quantization, "device_map": {"": model.device}}
     base = str(config.base_model_name_or_path)
-    loaded = load_strictly(type(model), base, "base model", next(model.parameters()).dtype, **options)
+    loaded = load_strictly(original_class(model), base, "base model", next(model.parameters()).dtype, **options)
     inject_adapter_in_model(config, loaded)
     load_adapter_weights(loaded, directory)
     return loaded
 
 
-def _adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def _adapter_weights(model: nn.Module, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Name -> the tensor itself, not a copy, of all that an adapter's checkpoint holds."""
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
+    return get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
 
 
 def quantization_options(quantization: str) -> dict[str, Any]:

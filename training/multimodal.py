@@ -123,16 +123,17 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
 
 
 def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, Batch, int], torch.Tensor]:
-    """The loss on answers and ends of turn; a batch without images gives the image side zero gradients.
+    """The loss on answers and ends of turn; a batch without images still runs the image side, to zero gradients.
 
-    Without any gradient a run that trains only the image side could not step, and other processes would wait for it.
+    Otherwise a run that trains only the image side could not step, and processes whose batch has images would wait for
+    those whose batch has none.
     """
-    image_side = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    vision = model.config.vision_config
+    no_images = (0, vision.num_channels, vision.image_size, vision.image_size)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
-        loss = forward(**batch, num_items_in_batch=items, use_cache=False).loss
         if "pixel_values" not in batch:
-            loss = loss + sum(0.0 * parameter.sum() for parameter in image_side if parameter.requires_grad)
-        return loss
+            batch = {**batch, "pixel_values": torch.zeros(no_images, device=batch["input_ids"].device)}
+        return forward(**batch, num_items_in_batch=items, use_cache=False).loss
 
     return compute_loss

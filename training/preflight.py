@@ -13,12 +13,12 @@ import shutil
 import time
 
 import torch
-from accelerate import DistributedType
 from torch import nn
 
 from defocus_mllm.files import PARTIAL_PREFIX
 from training.checkpointing import (
     CheckpointError,
+    Savable,
     get_random_state,
     load_saved,
     save_final,
@@ -27,12 +27,11 @@ from training.checkpointing import (
 from training.freezing import FreezePlan
 from training.loop import TrainingLoop
 from training.memory import describe_memory
+from training.sharding import gather
 from training.stage import Stage
 
 MICRO_BATCHES = 16
 """Taken at most until every part that learns has had a gradient."""
-
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class PreflightError(ValueError):
@@ -73,16 +72,11 @@ def rehearse(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
     """
     began = time.perf_counter()
     random_state = get_random_state()
-    lines = []
-    if loop.accelerator.distributed_type == DistributedType.DEEPSPEED and not loop.arguments.dry_run:
-        # its backward pass takes the step as well, so that only a model that is thrown away may be tried
-        lines.append("no backward pass was tried: DeepSpeed cannot do one without a step; --dry_run tries it")
-    else:
-        lines.append(try_gradients(loop, stage, freeze))
-    if loop.accelerator.distributed_type in _SHARDED:
-        lines.append("saving was not tried, since every process holds a part of the weights only")
-    elif loop.accelerator.is_main_process:
-        lines.append(try_saving(loop, stage))
+    lines = [try_gradients(loop, stage, freeze)]
+    savables = loop.savables()
+    weights = gather(stage.model.state_dict(), loop.accelerator.is_main_process)
+    if loop.accelerator.is_main_process:
+        lines.append(try_saving(loop, stage, savables, weights))
     loop.accelerator.wait_for_everyone()
     set_random_state(random_state)
     return "; ".join(lines) + f" ({time.perf_counter() - began:.0f} s)"
@@ -104,14 +98,14 @@ def try_gradients(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
         for name, norm in zip(names, norms, strict=True):
             if not math.isfinite(norm):
                 raise PreflightError(f"{stage.name}: the gradient of {name} is {norm} in the first batch")
-            if norm == 0 and loop.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            if norm == 0:
                 raise PreflightError(
                     f"{stage.name}: {name} is to be trained but gets no gradient from the first {MICRO_BATCHES} "
                     "micro-batches, so it would stay as it is; leave it out of `train`, or give data it can learn from"
                 )
         _check_frozen(stage.model, freeze)
     finally:
-        loop.forget_gradients()
+        loop.engine.optimizer.zero_grad(set_to_none=True)
     shown = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(names, norms, strict=True))
     return f"loss {loss:.4f}, gradient norm {math.hypot(*norms):.4f} ({shown}), none in what is frozen"
 
@@ -123,27 +117,32 @@ def _check_frozen(model: nn.Module, freeze: FreezePlan) -> None:
             raise PreflightError(f"{name} is frozen but has a gradient; it belongs to no component that `train` names")
 
 
-def try_saving(loop: TrainingLoop, stage: Stage) -> str:
+def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable], weights: dict[str, torch.Tensor]) -> str:
     """Save where the run will save, load, compare weights and logits, generate.
+
+    Args:
+        savables: of the loop.
+        weights: of the model, whole.
 
     Raises `CheckpointError` naming the first weight that changes on the way.
     """
     folder = loop.output_dir / f"{PARTIAL_PREFIX}preflight-{os.getpid()}"
     try:
-        save_final(folder, stage.savables)
+        save_final(folder, savables)
         loaded = load_saved(stage.model, folder)
-        _check_weights(stage, loaded)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    _check_weights(stage.name, weights, loaded.state_dict())
     if stage.try_out is None:
-        return "saved and loaded"
+        return "saved and loaded with the same weights"
+    device = loop.accelerator.device
     stage.model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        if not _fits_twice(loop.accelerator.device, loaded):
-            _, text = stage.try_out(stage.model)
+        if loop.engine.sharded or not _fits_twice(device, weights):
+            _, text = stage.try_out(loaded.eval())
             return f"saved and loaded with the same weights (no room to compare logits); it answers {text!r}"
         logits, _ = stage.try_out(stage.model)
-        again, text = stage.try_out(loaded.to(loop.accelerator.device).eval())
+        again, text = stage.try_out(loaded.to(device).eval())
     if not torch.equal(logits, again):
         difference = (logits - again).abs().max().item()
         raise CheckpointError(
@@ -152,18 +151,17 @@ def try_saving(loop: TrainingLoop, stage: Stage) -> str:
     return f"saved and loaded with the same weights and logits; it answers {text!r}"
 
 
-def _check_weights(stage: Stage, loaded: nn.Module) -> None:
-    now, then = stage.model.state_dict(), loaded.state_dict()
+def _check_weights(name: str, now: dict[str, torch.Tensor], then: dict[str, torch.Tensor]) -> None:
     if different := sorted(set(now) ^ set(then)):
-        raise CheckpointError(f"{stage.name}: {different[0]} is lost or made up when the model is saved and loaded")
-    for name, tensor in now.items():
-        if not torch.equal(tensor.cpu(), then[name].cpu()):
-            raise CheckpointError(f"{stage.name}: {name} changes when the model is saved and loaded")
+        raise CheckpointError(f"{name}: {different[0]} is lost or made up when the model is saved and loaded")
+    for weight, tensor in now.items():
+        if not torch.equal(tensor.cpu(), then[weight].cpu()):
+            raise CheckpointError(f"{name}: {weight} changes when the model is saved and loaded")
 
 
-def _fits_twice(device: torch.device, model: nn.Module) -> bool:
+def _fits_twice(device: torch.device, weights: dict[str, torch.Tensor]) -> bool:
     """Whether the device has room for a second model."""
     if device.type != "cuda":
         return True
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     return 1.2 * needed < torch.cuda.mem_get_info(device)[0]

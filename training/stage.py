@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,11 +65,6 @@ class Stage:
     """What else `run.json` should hold, such as the data set's report."""
     conclude: Callable[[], dict[str, Any]] | None = None
     """Called on every process after the last step: what else `run.json` should hold, such as what was skipped."""
-
-    @property
-    def savables(self) -> list[Savable]:
-        """What a checkpoint is made of: the model, or the adapter in it, and what goes with it."""
-        return [self.writer or cast(Savable, self.model), *self.companions]
 
 
 def count_supervised(batch: Batch) -> int:

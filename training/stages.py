@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid, save_final
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
+from training.interruption import EXIT_STOPPED, Interrupted
 from training.loop import TrainingLoop
 from training.preflight import describe, rehearse
+from training.processes import make_accelerator
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
 from training.stage import Stage
@@ -51,7 +54,7 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     output behind.
     """
     disable_progress_bar()  # of weight files; the steps have their own
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    accelerator = make_accelerator(arguments)
     output_dir = Path(arguments.output_dir)
     inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
     with _empty_folder_removed(output_dir, accelerator):
@@ -178,12 +181,13 @@ def _train(
         resumed_from_step=loop.step,
         facts=stage.facts,
     )
-    with _recorded(record, loop):
+    with loop.interruption.listening(), _recorded(record, loop):
         loop.run()
         conclusion = stage.conclude() if stage.conclude else {}
         averaged = loop.use_average()
+        savables = loop.savables()
         if accelerator.is_main_process:
-            save_final(output_dir, stage.savables)
+            save_final(output_dir, savables)
             record.update(saved_weights="average" if averaged else "last", **_last_validation(loop), **conclusion)
         accelerator.wait_for_everyone()
     for name, value in conclusion.items():
@@ -201,12 +205,22 @@ def _last_validation(loop: TrainingLoop) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
-    """Keep run.json's status true: running, then complete or failed."""
+    """Keep run.json's status true: running, then complete, interrupted (leaving with `EXIT_STOPPED`) or failed."""
     main = loop.accelerator.is_main_process
     if main:
         record.update(train_seconds=loop.train_seconds)
     try:
         yield
+    except Interrupted as stop:
+        if main:
+            record.finish(
+                "interrupted", step=loop.step, train_seconds=round(loop.train_seconds, 3), stopped_by=stop.signal_name
+            )
+        # a launcher ends all processes when the first one leaves
+        loop.accelerator.wait_for_everyone()
+        place = f"saved in {loop.output_dir}; " if loop.step else ""
+        loop.accelerator.print(f"{loop.stage.name}: {stop} of {loop.total_steps:,}; {place}the same command continues")
+        sys.exit(EXIT_STOPPED)
     except BaseException as error:
         if main:
             with contextlib.suppress(OSError):  # a full disk: the error itself matters more than its record
