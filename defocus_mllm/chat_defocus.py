@@ -72,7 +72,7 @@ class ChatEncoder:
         beginnings = _alternatives({token[:length] for token in self._controls for length in range(1, len(token))})
         self._pattern = whole
         self._characters = set(chat_template).union(*self._controls)
-        # The first character of each control token in a message, and of one that what follows the message could complete.
+        # The first character of each control token in a message, and of one that what follows could complete.
         self._suspicious = re.compile(rf"(?s)(?=(?:{whole})|(?:{beginnings})\s*\Z).")
         self._texts: dict[tuple[str, str, bool], list[int]] = {}
         self._fresh_behind: dict[str, bool] = {}
@@ -91,9 +91,10 @@ class ChatEncoder:
         finder = _finder(self._pattern, mark)
         spans, ends = [], []
         for index, message in enumerate(marked):
-            if message["role"] == "assistant":
+            if message.get("role") == "assistant":
                 prompt = render(marked[:index], True) if index else ""
-                turn = text if index + 1 == len(marked) and not add_generation_prompt else render(marked[: index + 1], False)
+                last = index + 1 == len(marked) and not add_generation_prompt
+                turn = text if last else render(marked[: index + 1], False)
                 begin, end, control = _answer(message, (prompt, turn, text), finder)
                 spans.append((begin, end))
                 ends.append(self._controls[control][0] if control else None)
@@ -230,8 +231,8 @@ def _answer(message: Message, texts: tuple[str, str, str], finder: re.Pattern[st
         raise ChatError("the conversation begins with an answer; put its question before it")
     if not text.startswith(turn) or not turn.startswith(prompt):
         raise ChatError(
-            "the chat template writes an answer otherwise than its prompt at inference leads to (parts for thinking are "
-            "a usual reason); take another template, for example chatml"
+            "the chat template writes an answer otherwise than its prompt at inference leads to (parts for thinking "
+            "are a usual reason); take another template, for example chatml"
         )
     begin = len(prompt)
     found = finder.search(turn, begin)
@@ -239,10 +240,10 @@ def _answer(message: Message, texts: tuple[str, str, str], finder: re.Pattern[st
     position = 0
     for said in message_texts(message):
         position = body.find(said.strip(), position)
-        if position < 0 or not said.strip():
+        if position < 0:
             raise ChatError(
                 f"the chat template does not write the answer {said[:80]!r} between its prompt, which ends with "
-                f"{prompt[-20:]!r}, and the end of the turn; the answer must not be empty, and the template must honour "
+                f"{prompt[-20:]!r}, and the end of the turn; it must write answers whole and honour "
                 "add_generation_prompt"
             )
     return begin, found.end() if found else len(turn), found.group() if found else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.chat_arguments import ChatArguments
 from training.streaming_arguments import StreamingArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
@@ -244,7 +245,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments):
+class MultimodalArguments(CommonArguments, ChatArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""

@@ -1,9 +1,9 @@
 """Messages to tokens, labels and pixels: a training example.
 
-Tokens and what is learnt of them come from `processor.encode_chat`, which inference uses too: an answer is what the chat
-template writes behind the prompt that leads to it, up to and with the end of the turn. Nothing is searched for in a
-finished prompt, so nothing that a user or an answer says can move the labels, and the text `</s>` or `<image>` inside a
-message is encoded as the ordinary characters it is written with.
+Tokens and what is learnt of them come from `processor.encode_chat`, which inference uses too: an answer is what the
+chat template writes behind the prompt that leads to it, up to and with the end of the turn. Nothing is searched for in
+a finished prompt, so nothing that a user or an answer says can move the labels, and the text `</s>` or `<image>` inside
+a message is encoded as the ordinary characters it is written with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from PIL import Image
 
-from defocus_mllm.chat_defocus import Chat, ChatError
+from defocus_mllm.chat_defocus import Chat, ChatError, message_texts
 from defocus_mllm.images import ImageError
 from training.conversations import Message
 from training.images import PixelLoader
@@ -74,6 +74,9 @@ class ConversationEncoder:
         return len(ids) + ids.count(self.processor.image_token_id) * (self.processor.num_image_tokens - 1)
 
     def _chat(self, messages: list[Message], record: str) -> Chat:
+        for message in messages:
+            if message["role"] == "assistant" and not "".join(message_texts(message)).strip():
+                raise SupervisionError(f"{record}: an answer is empty; fill it in or remove the pair")
         try:
             chat = self.processor.encode_chat(messages)
         except (ChatError, TemplateError) as error:

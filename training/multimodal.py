@@ -9,9 +9,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from defocus_mllm import DefocusForConditionalGeneration
-from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_language
+from defocus_mllm.assemble import Assembly, assemble, change_template, load_encoder, load_language
+from defocus_mllm.chat_templates import DEFAULT
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
+from training.chat import check_chat
 from training.conversations import format_report, load_conversations
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
@@ -29,7 +31,8 @@ def load_or_compose(arguments: MultimodalArguments) -> Assembly:
         processor = AutoProcessor.from_pretrained(arguments.model)
         if not isinstance(model, DefocusForConditionalGeneration):
             raise ValueError(f"model: {arguments.model} holds a {type(model).__name__}, not a De-focus MLLM")
-        return Assembly(model, processor, [])
+        named = arguments.chat_template
+        return Assembly(model, processor, change_template(model, processor, named) if named else [])
     return compose(arguments)
 
 
@@ -37,7 +40,8 @@ def compose(arguments: MultimodalArguments) -> Assembly:
     """Put an encoder and a causal language model together; only the projector between them is new."""
     vision = load_encoder(arguments.vision_model, "vision_model", torch.float32)
     language = load_language(arguments.language_model, "language_model", torch.float32)
-    return assemble(vision, language, arguments.projector_type, ("vision_model", "language_model"))
+    names = ("vision_model", "language_model")
+    return assemble(vision, language, arguments.projector_type, names, arguments.chat_template or DEFAULT)
 
 
 def components_of(model: DefocusForConditionalGeneration) -> dict[str, list[nn.Module]]:
@@ -53,6 +57,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     """Model, conversations and loss of stage `name`."""
     parts = load_or_compose(arguments)
     model, processor = parts.model, parts.processor
+    chat = check_chat(processor, arguments.chat_template, name)
     dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
     collate = ConversationCollator(
         processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
@@ -72,7 +77,12 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
 
     first = dataset[usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
-    lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
+    lines = [
+        *parts.notes,
+        *chat.lines,
+        format_report(dataset.report),
+        *(f"left out: {message}" for message in left_out),
+    ]
     lines += [describe_check(lengths, collate), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
@@ -84,7 +94,12 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         count_items=count_supervised,
         compute_loss=answer_loss(model),
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
+        facts={
+            "chat_template": chat.facts,
+            "data_report": dataset.report,
+            "left_out": left_out,
+            "cut": dict(collate.counts),
+        },
     )
 
 
