@@ -15,7 +15,6 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from .assemble import CHAT_TOKENS
 from .files import written_whole
 from .loading import CheckpointError, load_strictly
 from .modeling_defocus import DefocusForConditionalGeneration
@@ -126,8 +125,8 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def _new_tokens(processor: DefocusProcessor) -> list[int]:
-    vocabulary = processor.tokenizer.get_vocab()
-    return sorted({vocabulary[token] for token in (processor.image_token, *CHAT_TOKENS) if token in vocabulary})
+    added = processor.tokenizer.get_added_vocab()
+    return sorted(number for token, number in added.items() if token in processor.chat_template)
 
 
 def _linear_layers(model: nn.Module, part: str) -> str:

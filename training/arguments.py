@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.chat_arguments import ChatArguments
 from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
 from training.tuning_arguments import TuningArguments
@@ -246,7 +247,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, TuningArguments):
+class MultimodalArguments(CommonArguments, ChatArguments, TuningArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""

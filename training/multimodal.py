@@ -10,10 +10,12 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from defocus_mllm import DefocusForConditionalGeneration
-from defocus_mllm.assemble import Assembly, assemble, load_encoder, load_language
+from defocus_mllm.assemble import Assembly, assemble, change_template, load_encoder, load_language
+from defocus_mllm.chat_templates import DEFAULT
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
 from training.checkpointing import Savable
+from training.chat import check_chat
 from training.conversations import format_report, load_conversations
 from training.lora import (
     AdapterWriter,
@@ -43,7 +45,8 @@ def load_or_compose(arguments: MultimodalArguments) -> Assembly:
         processor = AutoProcessor.from_pretrained(folder)
         if not isinstance(model, DefocusForConditionalGeneration):
             raise ValueError(f"model: {arguments.model} holds a {type(model).__name__}, not a De-focus MLLM")
-        return Assembly(model, processor, [])
+        named = arguments.chat_template
+        return Assembly(model, processor, change_template(model, processor, named) if named else [])
     return compose(arguments)
 
 
@@ -51,7 +54,8 @@ def compose(arguments: MultimodalArguments) -> Assembly:
     """Put an encoder and a causal language model together; only the projector between them is new."""
     vision = load_encoder(arguments.vision_model, "vision_model", torch.float32)
     language = load_language(arguments.language_model, "language_model", torch.float32)
-    return assemble(vision, language, arguments.projector_type, ("vision_model", "language_model"))
+    names = ("vision_model", "language_model")
+    return assemble(vision, language, arguments.projector_type, names, arguments.chat_template or DEFAULT)
 
 
 def components_of(model: DefocusForConditionalGeneration) -> dict[str, list[nn.Module]]:
@@ -68,6 +72,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     """Model, conversations and loss of stage `name`."""
     parts = load_or_compose(arguments)
     model, processor = parts.model, parts.processor
+    chat = check_chat(processor, arguments.chat_template, name)
     parts.notes += clean_generation_config(model)
     writer: Savable = model
     if arguments.lora_rank:
@@ -93,7 +98,12 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
 
     first = dataset[usable[0]]
     example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
-    lines = [*parts.notes, format_report(dataset.report), *(f"left out: {message}" for message in left_out)]
+    lines = [
+        *parts.notes,
+        *chat.lines,
+        format_report(dataset.report),
+        *(f"left out: {message}" for message in left_out),
+    ]
     lines += [checked.describe(collate.counts, len(usable)), describe_supervision(processor.tokenizer, example)]
     return Stage(
         name=name,
@@ -118,7 +128,12 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         try_out=tried_out(processor, example),
         estimate_activations=activation_estimate(model, arguments, checked),
         sample_text="\n".join(lines),
-        facts={"data_report": dataset.report, "left_out": left_out, "cut": dict(collate.counts)},
+        facts={
+            "chat_template": chat.facts,
+            "data_report": dataset.report,
+            "left_out": left_out,
+            "cut": dict(collate.counts),
+        },
     )
 
 
