@@ -5,27 +5,18 @@ Values come from a YAML recipe and the command line; see `training.argument_pars
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from training.augmentation_arguments import AugmentationArguments
 from training.chat_arguments import ChatArguments
+from training.data_arguments import DataArguments
+from training.json_fields import JsonDict
 from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
 from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
-
-
-class JsonDict(dict[str, Any]):
-    """A dictionary field: a mapping in YAML, JSON text on the command line."""
-
-    def __init__(self, value: Any = "{}") -> None:
-        parsed = json.loads(value) if isinstance(value, str) else dict(value)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"expected a JSON object such as '{{\"hidden_size\": 96}}', got {value!r}")
-        super().__init__(parsed)
 
 
 @dataclass
@@ -247,7 +238,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, ChatArguments, TuningArguments):
+class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -258,16 +249,8 @@ class MultimodalArguments(CommonArguments, ChatArguments, TuningArguments):
     """Folder of a causal language model with its tokenizer; with vision_model, instead of model."""
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     """What stands between encoder and language model, when they are put together here."""
-    data: str = ""
-    """Conversations in LLaVA format, JSON or JSON Lines."""
-    image_root: str = ""
-    """Folder the conversations' image paths start from; empty: the folder of `data`."""
     train: list[str] = field(default_factory=lambda: ["projector"])
     """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
-    on_bad_sample: Literal["raise", "skip"] = "raise"
-    """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
-    check_images: int = 10_000
-    """Images decoded before training starts, evenly spaced over the data; a corrupt one found later stops the run."""
     max_length: int = 2048
     """Longest conversation in tokens, image tokens included; whole turns are dropped from the end and counted."""
     shuffle_turns: bool = False
@@ -277,7 +260,7 @@ class MultimodalArguments(CommonArguments, ChatArguments, TuningArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.data), "data: required, a file of conversations")
+        self.check_data()
         parts = bool(self.vision_model) + bool(self.language_model)
         require(
             parts == 0 if self.model else parts == 2,

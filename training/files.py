@@ -26,13 +26,13 @@ def check_writable(directory: str | Path) -> None:
         raise ValueError(f"output_dir {directory} cannot be written: {error.strerror or error}") from error
 
 
-def remove_partial_work(directory: str | Path) -> list[str]:
-    """Delete what an interrupted run left unfinished directly in `directory`; return the names deleted."""
+def remove_partial_work(directory: str | Path, prefix: str = PARTIAL_PREFIX) -> list[str]:
+    """Delete what was left unfinished directly in `directory` under names with `prefix`; return the names deleted."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
     removed = []
-    for path in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
+    for path in sorted(directory.glob(f"{glob.escape(prefix)}*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -8,7 +8,7 @@ from training.freezing import FreezePlan
 from training.loop import TrainingLoop
 from training.stage import Stage
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 def describe_memory(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> list[str]:

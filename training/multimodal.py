@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from defocus_mllm import DefocusForConditionalGeneration
+from defocus_mllm import DefocusForConditionalGeneration, DefocusProcessor
 from defocus_mllm.assemble import Assembly, assemble, change_template, load_encoder, load_language
 from defocus_mllm.chat_templates import DEFAULT
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
-from training.checkpointing import Savable
+from training.bad_samples import SAMPLE_ERRORS, BadSamples
 from training.chat import check_chat
-from training.conversations import format_report, load_conversations
-from training.lora import (
-    AdapterWriter,
-    adapted_components,
-    add_lora,
-    is_adapted,
-    quantization_options,
-    trained_components,
-)
+from training.conversations import Conversation, SourceOptions, format_report, open_conversations
+from training.encoding import Example
+from training.labels import NAMED_IN_MESSAGE
+from training.lora import quantization_options
 from training.rehearsal import CheckedSamples, activation_estimate, clean_generation_config, tried_out
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
+from training.tuning import choose_tuning
 
 
 def load_or_compose(arguments: MultimodalArguments) -> Assembly:
@@ -45,9 +45,21 @@ def load_or_compose(arguments: MultimodalArguments) -> Assembly:
         processor = AutoProcessor.from_pretrained(folder)
         if not isinstance(model, DefocusForConditionalGeneration):
             raise ValueError(f"model: {arguments.model} holds a {type(model).__name__}, not a De-focus MLLM")
-        named = arguments.chat_template
-        return Assembly(model, processor, change_template(model, processor, named) if named else [])
+        return Assembly(model, processor, _change_template(model, processor, arguments))
     return compose(arguments)
+
+
+def _change_template(model: Any, processor: Any, arguments: MultimodalArguments) -> list[str]:
+    if not arguments.chat_template:
+        return []
+    before = len(processor.tokenizer)
+    notes = change_template(model, processor, arguments.chat_template)
+    if arguments.lora_rank and len(processor.tokenizer) > before:
+        raise ValueError(
+            f"chat_template: {arguments.chat_template} needs tokens that {arguments.model} lacks, and an adapter has "
+            "no room for them; name the template in stage 1, or when `defocus-mllm new` makes the model"
+        )
+    return notes
 
 
 def compose(arguments: MultimodalArguments) -> Assembly:
@@ -58,14 +70,63 @@ def compose(arguments: MultimodalArguments) -> Assembly:
     return assemble(vision, language, arguments.projector_type, names, arguments.chat_template or DEFAULT)
 
 
-def components_of(model: DefocusForConditionalGeneration) -> dict[str, list[nn.Module]]:
-    """The parts `train` can name, those with adapters cut in two. A language model's output layer belongs to it."""
-    parts: dict[str, list[nn.Module]] = {
-        "vision_tower": [model.model.vision_tower],
-        "projector": [model.model.multi_modal_projector],
-        "language_model": [model.model.language_model, model.lm_head],
-    }
-    return adapted_components(parts) if is_adapted(model) else parts
+@dataclass(frozen=True)
+class Samples:
+    """Conversations that were looked at, and how batches are made of them."""
+
+    dataset: Sequence[Conversation]
+    usable: list[int]
+    """Positions in `dataset` of those to train on."""
+    collate: ConversationCollator
+    bad: BadSamples
+    checked: CheckedSamples
+    left_out: list[str]
+    """Messages about those that were looked at and cannot be used."""
+    report: dict[str, Any]
+
+    def load_batch(self, keys: Sequence[SampleKey]) -> Batch:
+        """For `Stage.load_batch`."""
+        return self.collate([self.dataset[self.usable[key.sample]] for key in keys], keys)
+
+    def count_items(self, batch: Batch) -> int:
+        """For `Stage.count_items`."""
+        self.bad.take_from(batch)
+        return count_supervised(batch)
+
+    def first(self) -> Example:
+        """The first one as it is trained on."""
+        conversation = self.dataset[self.usable[0]]
+        messages = self.collate.choose_turns(conversation, SampleKey(0, 0))
+        return encode_conversation(self.collate.processor, messages, conversation.record)
+
+    def describe(self) -> list[str]:
+        """Lines for the log."""
+        left_out = [f"left out: {message}" for message in self.left_out]
+        example = describe_supervision(self.collate.processor.tokenizer, self.first())
+        return [format_report(self.report), *left_out, self.checked.describe(self.collate, len(self.usable)), example]
+
+
+def open_samples(processor: DefocusProcessor, arguments: MultimodalArguments) -> Samples:
+    """Open the data and encode `check_images` conversations. Raises what a bad one, or too many of them, raise."""
+    bad = BadSamples(arguments.on_bad_sample, arguments.max_bad_samples)
+    sources = [SourceOptions(**source) for source in arguments.sources()]
+    dataset = open_conversations(sources, bad, arguments.mixture_strategy, arguments.seed)
+    collate = ConversationCollator(
+        processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed, bad.skips
+    )
+    checked = CheckedSamples()
+
+    def load_one(index: int) -> None:
+        conversation = dataset[index]
+        try:
+            checked.add(collate.example(conversation, SampleKey(0, index)))
+        except SAMPLE_ERRORS as error:
+            bad.add([dataclasses.replace(conversation.bad(error), found="before training")])
+            raise ValueError(f"{conversation.source}: {error}") from error
+
+    usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
+    bad.check()
+    return Samples(dataset, usable, collate, bad, checked, left_out[:NAMED_IN_MESSAGE], dataset.report)
 
 
 def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
@@ -74,66 +135,31 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     model, processor = parts.model, parts.processor
     chat = check_chat(processor, arguments.chat_template, name)
     parts.notes += clean_generation_config(model)
-    writer: Savable = model
-    if arguments.lora_rank:
-        add_lora(model, processor, arguments, arguments.train)
-        writer = AdapterWriter(model, os.path.abspath(arguments.model), arguments.quantization)
-    components = components_of(model)
-    dataset = load_conversations(arguments.data, arguments.image_root or None, arguments.on_bad_sample)
-    collate = ConversationCollator(
-        processor, arguments.shuffle_turns, arguments.max_turns or None, arguments.max_length, arguments.seed
-    )
-    checked = CheckedSamples()
-
-    def load_one(index: int) -> None:
-        try:
-            checked.add(collate([dataset[index]], [SampleKey(0, index)]))
-        except ValueError as error:
-            raise ValueError(f"{arguments.data}: {error}") from error
-
-    usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
-
-    def load_batch(keys: Sequence[SampleKey]) -> Batch:
-        return collate([dataset[usable[key.sample]] for key in keys], keys)
-
-    first = dataset[usable[0]]
-    example = encode_conversation(processor, collate.choose_turns(first, SampleKey(0, 0)), first.record)
-    lines = [
-        *parts.notes,
-        *chat.lines,
-        format_report(dataset.report),
-        *(f"left out: {message}" for message in left_out),
-    ]
-    lines += [checked.describe(collate.counts, len(usable)), describe_supervision(processor.tokenizer, example)]
+    tuning = choose_tuning(model, processor, arguments)
+    samples = open_samples(processor, arguments)
     return Stage(
         name=name,
         model=model,
         companions=[processor],
-        writer=writer,
-        components=components,
-        train=trained_components(components, arguments.train),
-        learning_rates={
-            name: rate
-            for name, rate in (
-                ("projector", arguments.projector_learning_rate),
-                ("vision_tower", arguments.vision_learning_rate),
-                ("vision_tower_lora", arguments.vision_learning_rate),
-            )
-            if rate and name in components
-        },
-        num_samples=len(usable),
-        load_batch=load_batch,
-        count_items=count_supervised,
+        components=tuning.components,
+        train=tuning.train,
+        learning_rates=tuning.learning_rates,
+        writer=tuning.writer,
+        num_samples=len(samples.usable),
+        load_batch=samples.load_batch,
+        count_items=samples.count_items,
         compute_loss=answer_loss(model),
-        try_out=tried_out(processor, example),
-        estimate_activations=activation_estimate(model, arguments, checked),
-        sample_text="\n".join(lines),
+        try_out=tried_out(processor, samples.first()),
+        estimate_activations=activation_estimate(model, arguments, samples.checked),
+        sample_text="\n".join([*parts.notes, *chat.lines, *samples.describe()]),
         facts={
             "chat_template": chat.facts,
-            "data_report": dataset.report,
-            "left_out": left_out,
-            "cut": dict(collate.counts),
+            "data_report": samples.report,
+            "left_out": samples.left_out,
+            "cut": dict(samples.collate.counts),
         },
+        begin=partial(samples.bad.begin, arguments.output_dir),
+        conclude=lambda: {"bad_samples": samples.bad.by_cause()},
     )
 
 

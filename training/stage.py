@@ -63,6 +63,8 @@ class Stage:
     """One sample with its supervised span, printed before step 0."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else `run.json` should hold, such as the data set's report."""
+    begin: Callable[[], None] | None = None
+    """Called on every process when training begins, which a rehearsal does not."""
     conclude: Callable[[], dict[str, Any]] | None = None
     """Called on every process after the last step: what else `run.json` should hold, such as what was skipped."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from defocus_mllm.files import PARTIAL_PREFIX
 from defocus_mllm.loading import holds_model
 from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid, save_final
+from training.data_arguments import data_locations
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
 from training.interruption import EXIT_STOPPED, Interrupted
@@ -56,7 +57,8 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     disable_progress_bar()  # of weight files; the steps have their own
     accelerator = make_accelerator(arguments)
     output_dir = Path(arguments.output_dir)
-    inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
+    named = {name: getattr(arguments, name, None) for name in INPUT_FIELDS}
+    inputs = fingerprints({**named, **data_locations(arguments)})
     with _empty_folder_removed(output_dir, accelerator):
         if accelerator.is_main_process:
             check_writable(output_dir)
@@ -117,7 +119,7 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
 
 def usable_samples(
     num_samples: int, limit: int, load: Callable[[int], Any], on_bad_sample: str
-) -> tuple[list[int], list[str]]:
+) -> tuple[Sequence[int], list[str]]:
     """Load up to `limit` samples, evenly spaced, so that a corrupt one is named now and not hours into the run.
 
     Returns the indices to train on and one message a sample left out, which `on_bad_sample="raise"` raises instead.
@@ -135,7 +137,8 @@ def usable_samples(
             bad[index] = str(error)
     if len(bad) == num_samples:
         raise ValueError(f"none of the {num_samples} samples can be used; the first: {bad[0]}")
-    return [index for index in range(num_samples) if index not in bad], list(bad.values())
+    usable = [index for index in range(num_samples) if index not in bad] if bad else range(num_samples)
+    return usable, list(bad.values())
 
 
 def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from training.bad_samples import BAD_SAMPLES, SAMPLE_ERRORS, BadSample, encode
 from training.conversations import Conversation, Message
 from training.encoding import IGNORED, Example, SupervisionError, encoder_for, message_parts
 from training.sampling import SampleKey
@@ -69,6 +70,15 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
     }
 
 
+def nothing_to_learn(pad_token_id: int) -> Example:
+    """The example that keeps a batch's place where a conversation cannot be used: one token, not supervised."""
+    return {
+        "input_ids": torch.tensor([pad_token_id]),
+        "attention_mask": torch.ones(1, dtype=torch.long),
+        "labels": torch.tensor([IGNORED]),
+    }
+
+
 class ConversationCollator:
     """Conversations to one right-padded batch.
 
@@ -79,6 +89,8 @@ class ConversationCollator:
         max_turns: at most so many pairs of a conversation (after shuffling); None for all.
         max_length: at most so many tokens of a conversation, image tokens included; None for no limit.
         seed: with (epoch, index) of a sample it decides the order of its pairs, whatever the batch and the process.
+        skip_bad: a conversation that cannot be encoded becomes an example of which nothing is learnt, and the batch
+            tells of it under `BAD_SAMPLES`; otherwise it is an error.
 
     Raises ValueError naming the argument that is out of range.
     """
@@ -90,6 +102,7 @@ class ConversationCollator:
         max_turns: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
+        skip_bad: bool = False,
     ) -> None:
         for name, value in (("max_turns", max_turns), ("max_length", max_length)):
             if value is not None and value < 1:
@@ -97,7 +110,7 @@ class ConversationCollator:
         self.pad_token_id = processor.tokenizer.pad_token_id
         if self.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set one, different from the end of turn")
-        self.processor = processor
+        self.processor, self.skip_bad = processor, skip_bad
         self.shuffle_turns, self.max_turns, self.max_length, self.seed = shuffle_turns, max_turns, max_length, seed
         self.counts: Counter[str] = Counter()
         """Pairs left out (`over_max_turns`, `over_max_length`) and conversations that could not be shuffled
@@ -114,15 +127,27 @@ class ConversationCollator:
         """
         if self.shuffle_turns and keys is None:
             raise ValueError("shuffle_turns needs the keys, (epoch, index) of each conversation")
-        examples = []
+        examples: list[Example] = []
+        bad: list[BadSample] = []
         for position, conversation in enumerate(conversations):
-            messages = self.choose_turns(conversation, keys[position] if keys is not None else None)
-            examples.append(encode_conversation(self.processor, messages, conversation.record))
+            try:
+                examples.append(self.example(conversation, keys[position] if keys is not None else None))
+            except SAMPLE_ERRORS as error:
+                if not self.skip_bad:
+                    raise
+                bad.append(conversation.bad(error))
+                examples.append(nothing_to_learn(self.pad_token_id))
         batch = pad_examples(examples, self.pad_token_id)
         pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
         if pictures:
             batch["pixel_values"] = torch.cat(pictures)
+        if bad:
+            batch[BAD_SAMPLES] = encode(bad)
         return batch
+
+    def example(self, conversation: Conversation, key: SampleKey | None = None) -> Example:
+        """The turns of a conversation that are trained on, encoded. Raises what `encode_conversation` raises."""
+        return encode_conversation(self.processor, self.choose_turns(conversation, key), conversation.record)
 
     def choose_turns(self, conversation: Conversation, key: SampleKey | None = None) -> list[Message]:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
