@@ -249,6 +249,8 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
     """Folder of a causal language model with its tokenizer; with vision_model, instead of model."""
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     """What stands between encoder and language model, when they are put together here."""
+    image_fit: Literal["", "stretch", "crop", "pad"] = ""
+    """How pictures become square: stretched, cut to their middle, or padded; empty: as the model's processor does."""
     train: list[str] = field(default_factory=lambda: ["projector"])
     """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
     max_length: int = 2048

@@ -135,6 +135,8 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     model, processor = parts.model, parts.processor
     chat = check_chat(processor, arguments.chat_template, name)
     parts.notes += clean_generation_config(model)
+    if arguments.image_fit:
+        processor.image_processor.fit = arguments.image_fit
     tuning = choose_tuning(model, processor, arguments)
     samples = open_samples(processor, arguments)
     return Stage(
