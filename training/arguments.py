@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.chat_arguments import ChatArguments
 from training.data_arguments import DataArguments
 from training.json_fields import JsonDict
+from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
+from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
 @dataclass
-class CommonArguments:
+class CommonArguments(ScaleArguments):
     """What every stage has."""
 
     output_dir: str = ""
@@ -235,7 +238,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, DataArguments):
+class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -246,10 +249,10 @@ class MultimodalArguments(CommonArguments, DataArguments):
     """Folder of a causal language model with its tokenizer; with vision_model, instead of model."""
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     """What stands between encoder and language model, when they are put together here."""
+    image_fit: Literal["", "stretch", "crop", "pad"] = ""
+    """How pictures become square: stretched, cut to their middle, or padded; empty: as the model's processor does."""
     train: list[str] = field(default_factory=lambda: ["projector"])
     """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
-    vision_learning_rate: float = 0.0
-    """Peak learning rate of the vision tower if it is trained; 0 means learning_rate."""
     max_length: int = 2048
     """Longest conversation in tokens, image tokens included; whole turns are dropped from the end and counted."""
     shuffle_turns: bool = False
@@ -268,11 +271,7 @@ class MultimodalArguments(CommonArguments, DataArguments):
         for name in self.train:
             require(name in COMPONENTS, f"train: unknown component {name!r}; choose from {', '.join(COMPONENTS)}")
         require(bool(self.train), f"train: nothing to train; choose from {', '.join(COMPONENTS)}")
-        require(self.vision_learning_rate >= 0, "vision_learning_rate: must not be negative")
-        require(
-            not self.vision_learning_rate or "vision_tower" in self.train,
-            "vision_learning_rate: set, but `train` does not name vision_tower",
-        )
+        self.check_tuning(self.train, self.model)
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
 

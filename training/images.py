@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from defocus_mllm.image_processing_defocus import square_of
 from defocus_mllm.images import ANIMATED, decode_image, load_image
 
 CACHE_BYTES = 1024**3
@@ -77,9 +78,20 @@ class PixelLoader:
     def resize(self, image: Image.Image) -> torch.Tensor:
         """(3, height, width) uint8 of a decoded RGB picture, resized as the image processor does."""
         height, width = self.size
-        resized = image.resize((width, height), self.image_processor.resample)
+        resized = self._squared(image).resize((width, height), self.image_processor.resample)
         flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
         return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
+
+    def _squared(self, image: Image.Image) -> Image.Image:
+        fit = self.image_processor.fit
+        if fit == "stretch" or image.width == image.height:
+            return image
+        left, top, side = square_of(image.width, image.height, fit)
+        if fit == "crop":
+            return image.crop((left, top, left + side, top + side))
+        square = Image.new("RGB", (side, side), self.image_processor.bar_colour)
+        square.paste(image, (-left, -top))
+        return square
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """`pixel_values` (..., 3, height, width), float32, of 8-bit pixels of the same shape."""
