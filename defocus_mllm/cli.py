@@ -4,6 +4,7 @@
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png --prompt "what color is the shape?"
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
+    defocus-mllm merge outputs/llava15/stage2_lora --output models/merged
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -29,7 +30,8 @@ from .configuration_defocus import DefocusConfig
 from .console import run_script
 from .convert_cli import add_convert_arguments, run_convert, run_presets
 from .images import load_image
-from .loading import load_strictly
+from .loading import load_strictly, require_model
+from .merge_cli import add_merge_arguments, run_merge
 
 CHAT_COMMANDS = "/image FILE (look at another picture, start over), /reset (start over), /exit"
 
@@ -117,8 +119,7 @@ def load_model(directory: str | Path) -> tuple[Any, Any]:
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory; `make quickstart` trains outputs/quickstart/stage2")
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: no config.json, so this is not a saved model")
+    require_model(directory)
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     if not isinstance(config, DefocusConfig):
         raise ValueError(
@@ -232,6 +233,9 @@ def build_parser() -> argparse.ArgumentParser:
     new = commands.add_parser("new", help="put an encoder and a language model together", allow_abbrev=False)
     add_new_arguments(new)
     new.set_defaults(run=run_new)
+    merge = commands.add_parser("merge", help="make a model of a LoRA adapter and its base", allow_abbrev=False)
+    add_merge_arguments(merge)
+    merge.set_defaults(run=run_merge)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

@@ -9,6 +9,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -380,5 +384,9 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
         """Tokens that one image takes in the sequence of the language model."""
         return self.vision_config.num_image_tokens
 
+
+# `transformers serve` and the pipelines know a model with code of its own, too, by its name in these tables.
+for _names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    _names.setdefault(DefocusConfig.model_type, "DefocusForConditionalGeneration")
 
 __all__ = ["PRESETS", "DefocusConfig", "DefocusVisionConfig"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from training.arguments import MultimodalArguments
+from training.bad_samples import BadSamples
 from training.batches import Batch
-from training.conversations import Conversation
+from training.conversations import Conversation, ConversationDataset
 from training.grouping import grouped_order
-from training.lengths import Lengths, measure_lengths, unusable
+from training.lengths import UNUSABLE, measure_lengths
 from training.packing import PackedSampler, Rows
 from training.padding import describe_grouping, describe_packing
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey, StepSampler
@@ -22,51 +25,61 @@ from training.supervision import ConversationCollator
 class Batching:
     """The parts of a `Stage` that decide which conversations share a batch, and a row of it."""
 
-    usable: list[int]
+    usable: Sequence[int]
     """Positions in the data set that are trained on."""
     load_batch: Callable[[Any], Batch]
-    sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]]
-    describe_plan: Callable[[BatchPlan, int], str] | None
-    left_out: list[str]
-    """Why conversations are left out that are too long, a message each."""
+    sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler
+    describe_plan: Callable[[BatchPlan, int], str] | None = None
+    left_out: Sequence[str] = ()
+    """Messages about conversations that do not fit `max_length` and are left out."""
 
 
 def choose_batching(
     arguments: MultimodalArguments,
-    dataset: Sequence[Conversation],
+    dataset: ConversationDataset,
     usable: Sequence[int],
     collate: ConversationCollator,
+    bad: BadSamples,
 ) -> Batching:
     """What `packing` and `group_by` ask for.
 
     Args:
-        usable: positions in `dataset` that are trained on.
+        usable: positions in `dataset` that may be trained on.
         collate: makes the batches.
+        bad: is told of conversations that do not fit `max_length`.
 
-    Raises `ValueError` naming a conversation that does not fit `max_length`, unless such are left out.
+    Raises `ValueError` naming such a conversation, unless they are left out and few enough.
     """
     if arguments.packing == "none" and arguments.group_by == "none":
-        return Batching(list(usable), _padded(dataset, usable, collate), MicroBatchSampler, None, [])
-    # counts of its own: what is measured here is not what is trained on
-    measure = ConversationCollator(collate.processor, False, collate.max_turns, collate.max_length, collate.seed)
+        return Batching(usable, _padded(dataset, usable, collate))
+    # counts of its own: what is measured is not what is trained on
+    measure = ConversationCollator(collate.processor, False, collate.max_turns, collate.max_length)
     lengths = measure_lengths(dataset, measure, arguments.dataloader_num_workers)
-
-    def explain(index: int) -> None:
-        try:
-            measure.count_tokens(dataset[index])
-        except ValueError as error:
-            raise ValueError(f"{arguments.data}: {error}") from error
-
-    problems = unusable(lengths, usable, explain, arguments.on_bad_sample)
-    kept = [index for index in usable if index not in problems]
+    left_out = [_explain(dataset[index], measure, bad) for index in usable if lengths[index] == UNUSABLE]
+    kept = array("q", [index for index in usable if lengths[index] != UNUSABLE])
     if not kept:
-        raise ValueError(f"none of the {len(usable)} samples can be used; the first: {next(iter(problems.values()))}")
+        raise ValueError(f"none of the {len(usable)} samples can be used; the first: {left_out[0]}")
+    bad.check()
+    tokens = array("q", [lengths[index] for index in kept])
     make = _packed if arguments.packing == "pack" else _grouped
-    return make(arguments, dataset, kept, collate, lengths, list(problems.values()))
+    return replace(make(arguments, dataset, kept, collate, tokens), left_out=left_out)
+
+
+def _explain(conversation: Conversation, measure: ConversationCollator, bad: BadSamples) -> str:
+    """Why a conversation has no length; raised instead unless such are left out."""
+    try:
+        measure.count_tokens(conversation)
+    except ValueError as error:
+        message = f"{conversation.source}: {error}"
+        if not bad.skips:
+            raise ValueError(message) from error
+        bad.add([dataclasses.replace(conversation.bad(error), found="before training")])
+        return message
+    raise AssertionError(f"{conversation.record} has a length now")
 
 
 def _padded(
-    dataset: Sequence[Conversation], usable: Sequence[int], collate: ConversationCollator
+    dataset: ConversationDataset, usable: Sequence[int], collate: ConversationCollator
 ) -> Callable[[Sequence[SampleKey]], Batch]:
     def load_batch(keys: Sequence[SampleKey]) -> Batch:
         return collate([dataset[usable[key.sample]] for key in keys], keys)
@@ -76,13 +89,11 @@ def _padded(
 
 def _packed(
     arguments: MultimodalArguments,
-    dataset: Sequence[Conversation],
+    dataset: ConversationDataset,
     usable: Sequence[int],
     collate: ConversationCollator,
-    lengths: Lengths,
-    left_out: list[str],
+    tokens: Sequence[int],
 ) -> Batching:
-    tokens = [lengths.tokens[index] for index in usable]
     measure = ConversationCollator(
         collate.processor, collate.shuffle_turns, collate.max_turns, collate.max_length, collate.seed
     )
@@ -97,21 +108,19 @@ def _packed(
     def describe(plan: BatchPlan, total_steps: int) -> str:
         return describe_packing(plan, total_steps, tokens, arguments.max_length)
 
-    sampler = partial(PackedSampler, length, arguments.max_length)
-    return Batching(list(usable), load_batch, sampler, describe, left_out)
+    return Batching(usable, load_batch, partial(PackedSampler, length, arguments.max_length), describe)
 
 
 def _grouped(
     arguments: MultimodalArguments,
-    dataset: Sequence[Conversation],
+    dataset: ConversationDataset,
     usable: Sequence[int],
     collate: ConversationCollator,
-    lengths: Lengths,
-    left_out: list[str],
+    tokens: Sequence[int],
 ) -> Batching:
-    tokens = [lengths.tokens[index] for index in usable]
-    with_image = [lengths.with_image[index] for index in usable]
-    kinds = with_image if arguments.group_by == "modality_length" else None
+    kinds = None
+    if arguments.group_by == "modality_length":
+        kinds = bytes(bool(dataset.num_images[index]) for index in usable)
     order = grouped_order(tokens, arguments.seed, arguments.global_batch_size, kinds)
 
     def sampler(plan: BatchPlan, first_step: int, total_steps: int, rank: int) -> MicroBatchSampler:
@@ -120,4 +129,4 @@ def _grouped(
     def describe(plan: BatchPlan, total_steps: int) -> str:
         return describe_grouping(replace(plan, order=order), total_steps, tokens, arguments.group_by)
 
-    return Batching(list(usable), _padded(dataset, usable, collate), sampler, describe, left_out)
+    return Batching(usable, _padded(dataset, usable, collate), sampler, describe)

@@ -18,20 +18,20 @@ GROUPED_STEPS = 50
 
 
 def grouped_order(
-    lengths: Sequence[int], seed: int, global_batch_size: int, with_image: Sequence[bool] | None = None
+    lengths: Sequence[int], seed: int, global_batch_size: int, with_image: Sequence[int] | None = None
 ) -> Callable[[int], Sequence[int]]:
     """Epoch -> the order in which it visits the samples, for `BatchPlan.order`.
 
     Args:
         lengths: tokens of each sample.
         global_batch_size: samples of a step.
-        with_image: whether each sample has an image; steps then have samples of one kind only, but for one step a
-            window at most. None: no matter.
+        with_image: 1 or 0, whether each sample has an image; steps then have samples of one kind only, but for one step
+            a window at most. None: no matter.
 
     A step that begins in one epoch and ends in the next keeps samples of any length.
     """
     count = len(lengths)
-    kinds = with_image if with_image is not None else [False] * count
+    kinds = with_image if with_image is not None else bytes(count)
 
     @lru_cache(maxsize=2)  # a step straddles two epochs at most
     def order(epoch: int) -> list[int]:

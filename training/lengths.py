@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,9 @@ _AT_ONCE = 256
 _LAYOUT = 1  # of the files in the cache; part of their names
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Of all conversations of a data set, in its order."""
-
-    tokens: list[int]
-    """Image tokens included, after turns beyond the limits are left out; `UNUSABLE` where nothing is left."""
-    with_image: list[bool]
-
-
 def measure_lengths(
     dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int, cache: Path | None = None
-) -> Lengths:
+) -> array[int]:
     """Count the tokens of every conversation, or read what an earlier run counted.
 
     The main process does it for all.
@@ -49,8 +40,12 @@ def measure_lengths(
         collate: its processor and limits decide; turns are in the order they are written in.
         num_workers: processes that count.
         cache: the folder where the lengths are kept; None: that of this user.
+
+    Returns:
+        Tokens of each, in the data set's order, image tokens included, after turns beyond the limits are left out;
+        `UNUSABLE` where nothing is left.
     """
-    found: list[Lengths | None] = [None]
+    found: list[array[int] | None] = [None]
     if PartialState().is_main_process:
         found[0] = _measure(dataset, collate, num_workers, cache or cache_folder())
     if PartialState().num_processes > 1:
@@ -65,14 +60,15 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "defocus_mllm" / "lengths"
 
 
-def _measure(dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int, cache: Path) -> Lengths:
+def _measure(
+    dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int, cache: Path
+) -> array[int]:
     path = cache / f"{_identity(dataset, collate)}.npy"
-    with_image = [_has_image(dataset[index]) for index in range(len(dataset))]
-    tokens = _read(path, len(dataset))
-    if tokens is None:
-        tokens = list(_count(dataset, collate, num_workers))
-        _keep(path, tokens)
-    return Lengths(tokens, with_image)
+    lengths = _read(path, len(dataset))
+    if lengths is None:
+        lengths = array("q", _count(dataset, collate, num_workers))
+        _keep(path, lengths)
+    return lengths
 
 
 def _count(dataset: Sequence[Conversation], collate: ConversationCollator, num_workers: int) -> Iterator[int]:
@@ -92,10 +88,6 @@ def _length(conversation: Conversation, collate: ConversationCollator) -> int:
         return collate.count_tokens(conversation)
     except ValueError:
         return UNUSABLE
-
-
-def _has_image(conversation: Conversation) -> bool:
-    return any(part["type"] == "image" for message in conversation.messages for part in message_parts(message))
 
 
 def _identity(dataset: Sequence[Conversation], collate: ConversationCollator) -> str:
@@ -120,43 +112,19 @@ def _identity(dataset: Sequence[Conversation], collate: ConversationCollator) ->
     return digest.hexdigest()
 
 
-def _read(path: Path, count: int) -> list[int] | None:
+def _read(path: Path, count: int) -> array[int] | None:
     """The lengths kept at `path`; None if there are none, or something else."""
     try:
-        tokens = numpy.load(path, allow_pickle=False)
+        lengths = numpy.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return tokens.tolist() if tokens.shape == (count,) and tokens.dtype == numpy.int64 else None
+    return array("q", lengths.tolist()) if lengths.shape == (count,) and lengths.dtype == numpy.int64 else None
 
 
-def _keep(path: Path, tokens: Sequence[int]) -> None:
+def _keep(path: Path, lengths: array[int]) -> None:
     try:
         path.unlink(missing_ok=True)  # damaged, or it would have been read
         with written_whole(path) as partial, partial.open("wb") as stream:
-            numpy.save(stream, numpy.asarray(tokens, dtype=numpy.int64), allow_pickle=False)
+            numpy.save(stream, numpy.asarray(lengths, dtype=numpy.int64), allow_pickle=False)
     except OSError as error:  # another run may have been faster, or the folder cannot be written
         print(f"the lengths of the conversations are not kept for the next run: {error}", flush=True)
-
-
-def unusable(
-    lengths: Lengths, indices: Sequence[int], explain: Callable[[int], Any], on_bad_sample: str
-) -> dict[int, str]:
-    """Those conversations among `indices` that cannot be used, and why.
-
-    Args:
-        explain: raises the error of a conversation that has no length.
-        on_bad_sample: "raise" raises the first one's error instead.
-
-    Returns:
-        Position -> message.
-    """
-    problems: dict[int, str] = {}
-    for index in indices:
-        if lengths.tokens[index] == UNUSABLE:
-            try:
-                explain(index)
-            except ValueError as error:
-                if on_bad_sample == "raise":
-                    raise
-                problems[index] = str(error)
-    return problems

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
 
 from training.batches import Batch
+from training.stage import count_supervised
 
 
 class TokenCounts:
@@ -16,7 +17,7 @@ class TokenCounts:
     def __init__(self) -> None:
         self.reset()
 
-    def add(self, batches: Iterable[Batch], count_supervised: Callable[[Batch], int]) -> None:
+    def add(self, batches: Iterable[Batch]) -> None:
         """Count batches on the CPU; those that are not text with labels (without an `attention_mask`) count nothing."""
         for batch in batches:
             if "labels" in batch and (mask := batch.get("attention_mask")) is not None:

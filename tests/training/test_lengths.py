@@ -10,7 +10,7 @@ import pytest
 
 from training import lengths
 from training.conversations import Conversation
-from training.lengths import UNUSABLE, cache_folder, measure_lengths, unusable
+from training.lengths import UNUSABLE, cache_folder, measure_lengths
 from training.supervision import ConversationCollator
 
 
@@ -56,9 +56,8 @@ def test_lengths_are_those_of_the_examples(processor, dataset, image, tmp_path: 
             for part in message["content"]:
                 if part["type"] == "image":
                     part["image"] = image
-    assert found.tokens == [collate([one])["input_ids"].shape[1] for one in dataset]
-    assert found.with_image == [True, False, True, True]
-    assert max(found.tokens) <= 90 < 4 * found.tokens[0]  # of the last one whole turns are left out
+    assert list(found) == [collate([one])["input_ids"].shape[1] for one in dataset]
+    assert max(found) <= 90 < 4 * found[0]  # of the last one whole turns are left out
 
 
 def test_what_was_counted_is_read_by_the_next_run(processor, dataset, counted: list[str], tmp_path: Path) -> None:
@@ -108,25 +107,14 @@ def test_several_processes_count_the_same(processor, dataset, tmp_path: Path, mo
 def test_a_folder_that_cannot_be_written_is_told_and_costs_nothing_else(processor, dataset, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
     found = measure_lengths(dataset, ConversationCollator(processor), 0, tmp_path / "file" / "cache")
-    assert len(found.tokens) == len(dataset)
+    assert len(found) == len(dataset)
     assert "are not kept for the next run" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_named_or_left_out(processor, dataset, tmp_path: Path) -> None:
-    collate = ConversationCollator(processor, max_length=40)
-    found = measure_lengths(dataset, collate, 0, tmp_path)
-    assert found.tokens[2] == UNUSABLE  # two images and a question
-    assert all(found.tokens[index] for index in (0, 1, 3))
-
-    def explain(index: int) -> None:
-        collate.count_tokens(dataset[index])
-
-    with pytest.raises(ValueError, match=r"data.json\[2\]: its first question and answer take \d+ tokens, more than"):
-        unusable(found, range(4), explain, "raise")
-    problems = unusable(found, range(4), explain, "skip")
-    assert list(problems) == [2]
-    assert "raise max_length to" in problems[2]
-    assert unusable(found, [0, 1, 3], explain, "raise") == {}
+def test_what_does_not_fit_has_no_length(processor, dataset, tmp_path: Path) -> None:
+    found = measure_lengths(dataset, ConversationCollator(processor, max_length=40), 0, tmp_path)
+    assert found[2] == UNUSABLE  # two images and a question
+    assert all(found[index] for index in (0, 1, 3))
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
 from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import NonFiniteLossError, TrainingLoop, cosine_scale
+from training.loop import NonFiniteLossError, TrainingLoop
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
+from training.schedule import cosine_scale
 from training.stage import Batch, Stage, count_supervised
 
 TIMINGS = {"tokens_per_second", "seconds"}
@@ -137,7 +138,7 @@ def test_average_by_hand(tmp_path: Path, warmup: bool) -> None:
     loop = make_loop(tmp_path, ema_decay=0.9, ema_warmup=warmup, after_step=lambda step: remember())
 
     def remember() -> None:
-        history.append([parameter.detach().clone() for parameter in loop.parameters])
+        history.append([parameter.detach().clone() for parameter in loop.engine.parameters])
 
     remember()
     loop.run()
@@ -148,7 +149,7 @@ def test_average_by_hand(tmp_path: Path, warmup: bool) -> None:
     for average, value in zip(loop.average, expected, strict=True):
         torch.testing.assert_close(average, value, atol=1e-6, rtol=1e-5)
     assert loop.use_average()
-    assert all(torch.equal(*pair) for pair in zip(loop.parameters, loop.average, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(loop.engine.parameters, loop.average, strict=True))
 
 
 def test_average_and_last_weights_are_both_validated(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,33 @@ def test_packing_and_grouping_at_once_are_refused(toy: tuple[Path, Path], tmp_pa
         run(toy, tmp_path / "run", *PACK, "--group_by", "length")
 
 
-def test_conversations_that_do_not_fit_are_named_before_the_first_step(toy: tuple[Path, Path], tmp_path: Path) -> None:
-    data = toy[0] / "conversations.json"
-    # not one of those that are looked at anyway
-    extra = ("--packing", "pack", "--max_length", "22", "--check_images", "1")
-    with pytest.raises(ValueError, match=r"conversations.json\[\d\].*more than max_length 22"):
+@pytest.mark.parametrize("how", [("--packing", "pack"), ("--group_by", "length")])
+def test_conversations_that_do_not_fit_are_named_or_left_out_before_the_first_step(
+    how: tuple[str, str], toy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that are not among the few that are looked at."""
+    records = json.loads((toy[0] / "conversations.json").read_text())
+    records[5]["conversations"][0]["value"] += " what color is it?" * 20
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    extra = (*how, "--data", str(data), "--max_length", "120", "--check_images", "1")
+    with pytest.raises(ValueError, match=r"data.json\[5\].*more than max_length 120"):
         run(toy, tmp_path / "run", *extra)
-    assert not (tmp_path / "run").exists()
-    assert data.is_file()
+    run(toy, tmp_path / "run", *extra, "--on_bad_sample", "skip")
+    assert "left out: " in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["num_samples"] == 7
+    assert record["bad_samples"] == {"cannot be encoded": 1}
+    with pytest.raises(ValueError, match="max_bad_samples"):
+        run(toy, tmp_path / "other", *extra, "--on_bad_sample", "skip", "--max_bad_samples", "0")
+
+
+def test_an_image_that_turns_out_bad_keeps_its_place_in_its_row(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(toy[0] / "images", images)
+    (images / "3.png").write_bytes(b"no picture")
+    lines = run(
+        toy, tmp_path / "run", *PACK, "--image_root", str(images), "--on_bad_sample", "skip", "--check_images", "1"
+    )
+    assert len(lines) == 4
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["bad_samples"] == {"image unreadable": 1}
