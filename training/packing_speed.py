@@ -164,16 +164,11 @@ def make_example(sample: Sample, number: int) -> Example:
 
 
 def make_model(seed: int) -> DefocusForConditionalGeneration:
-    """A decoder of two layers behind an encoder of one, which is frozen."""
+    """A decoder, and before it an encoder that is frozen and small beside it, as in LLaVA-1.5."""
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "hidden_size": 64,
-        "intermediate_size": 256,
-    }
-    vision = DefocusVisionConfig(image_size=2 * GRID, patch_size=2, **sizes)
-    text: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 128}
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 32}
+    vision = DefocusVisionConfig(image_size=2 * GRID, patch_size=2, intermediate_size=128, **sizes)
+    text: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 128}
     text |= {"intermediate_size": 344, "vocab_size": VOCABULARY, "pad_token_id": PAD}
     config = DefocusConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
     model = DefocusForConditionalGeneration(config).train()
