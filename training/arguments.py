@@ -263,7 +263,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_data()
+        self.check_data(self.max_steps)
         parts = bool(self.vision_model) + bool(self.language_model)
         require(
             parts == 0 if self.model else parts == 2,
@@ -275,7 +275,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
         self.check_tuning(self.train, self.model)
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
-        self.check_packing()
+        self.check_packing(self.streaming)
 
 
 @dataclass

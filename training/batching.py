@@ -26,7 +26,7 @@ class Batching:
     """The parts of a `Stage` that decide which conversations share a batch, and a row of it."""
 
     usable: Sequence[int]
-    """Positions in the data set that are trained on."""
+    """Positions in the data set that are trained on; a stream has none."""
     load_batch: Callable[[Any], Batch]
     sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler
     describe_plan: Callable[[BatchPlan, int], str] | None = None

@@ -45,7 +45,7 @@ from training.fuzz_mutations import TEXTS, base_pictures, base_records, damaged,
 from training.supervision import ConversationCollator
 from training.tokenizer import train_tokenizer
 
-HANG_SECONDS = 60
+HANG_SECONDS = 300
 """A single record, picture or step that takes longer ends the program, with the place it hangs at."""
 MEMORY_MEGABYTES = 2048
 """What may be added to the memory of the process; the largest picture that is not refused takes most of it."""
@@ -71,12 +71,12 @@ class Outcome:
     def timed(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which may not take `HANG_SECONDS`."""
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             return work()
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - began)
+            self.slowest_seconds = max(self.slowest_seconds, time.process_time() - began)
 
     def as_dict(self) -> dict[str, Any]:
         """For the results."""
@@ -85,7 +85,7 @@ class Outcome:
             "trained_on_correctly": self.trained,
             "reported": self.reported.total(),
             "reported_by_cause": dict(self.reported.most_common()),
-            "slowest_seconds": round(self.slowest_seconds, 3),
+            "slowest_cpu_seconds": round(self.slowest_seconds, 3),
         }
 
 
@@ -283,14 +283,14 @@ def page(result: dict[str, Any]) -> str:
         f"took longer than {HANG_SECONDS} s; the memory of the process grew by "
         f"{result['memory_added_mebibytes']:,} MiB.",
         "",
-        "| | damaged | trained on correctly | reported | neither | slowest |",
+        "| | damaged | trained on correctly | reported | neither | slowest, CPU time |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in ("records", "images"):
         found = result[name]
         lines.append(
             f"| {name} | {found['mutated']:,} | {found['trained_on_correctly']:,} | {found['reported']:,} | 0 "
-            f"| {found['slowest_seconds']} s |"
+            f"| {found['slowest_cpu_seconds']} s |"
         )
     for name in ("records", "images"):
         lines += ["", f"| {name} reported because | |", "| --- | --- |"]

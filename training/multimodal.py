@@ -30,6 +30,7 @@ from training.rehearsal import CheckedSamples, activation_estimate, clean_genera
 from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
+from training.streamed_conversations import StreamedSamples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
 from training.tuning import choose_tuning
 
@@ -85,6 +86,11 @@ class Samples:
     """Messages about those that were looked at and cannot be used."""
     report: dict[str, Any]
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.batching.usable)
+
     def count_items(self, batch: Batch) -> int:
         """For `Stage.count_items`."""
         self.bad.take_from(batch)
@@ -103,7 +109,7 @@ class Samples:
         return [
             format_report(self.report),
             *left_out,
-            self.checked.describe(self.collate, len(self.batching.usable)),
+            self.checked.describe(self.collate, self.num_samples),
             example,
         ]
 
@@ -144,7 +150,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     tuning = choose_tuning(model, processor, arguments)
     if arguments.packing == "pack":
         check_packing(model)
-    samples = open_samples(processor, arguments)
+    samples = StreamedSamples(processor, arguments) if arguments.streaming else open_samples(processor, arguments)
     return Stage(
         name=name,
         model=model,
@@ -153,9 +159,9 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         train=tuning.train,
         learning_rates=tuning.learning_rates,
         writer=tuning.writer,
-        num_samples=len(samples.batching.usable),
-        load_batch=samples.batching.load_batch,
+        num_samples=samples.num_samples,
         sampler=samples.batching.sampler,
+        load_batch=samples.batching.load_batch,
         describe_plan=samples.batching.describe_plan,
         count_items=samples.count_items,
         compute_loss=answer_loss(model),

@@ -15,8 +15,11 @@ class PackingArguments:
     group_by: Literal["none", "length", "modality_length"] = "none"
     """Steps made of samples of like length, with modality_length also with images or without; not with packing."""
 
-    def check_packing(self) -> None:
-        """Raise `ValueError` where both are asked for."""
+    def check_packing(self, streaming: bool) -> None:
+        """Raise `ValueError` where both are asked for, or either for a stream."""
+        for name in ("packing", "group_by"):
+            if streaming and getattr(self, name) != "none":
+                raise ValueError(f"{name}: needs the lengths of all conversations, which a stream does not tell")
         if self.packing != "none" and self.group_by != "none":
             raise ValueError(
                 f"group_by: {self.group_by} cannot go with packing: {self.packing}, whose rows are full whatever the "

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_task
 
-from training import stage0, stage1, stage2
+from training import preflight, stage0, stage1, stage2
 from training.bad_samples import BAD_SAMPLES_FILE
 from training.run_record import MetricsFile
 
@@ -87,7 +87,10 @@ def test_a_resumed_run_lists_and_learns_the_same(
     assert all(tensor.equal(weights[name]) for name, tensor in load_file(again / "model.safetensors").items())
 
 
-def test_more_than_the_budget_ends_the_run(runs: Path, data: Path, tmp_path: Path) -> None:
+def test_more_than_the_budget_ends_the_run(
+    runs: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MICRO_BATCHES", 1)  # which would find it before training otherwise
     with pytest.raises(ValueError, match=r"2 of 8 samples are bad.*max_bad_samples 1 .*conversations\.json\[3\]"):
         run(data, runs, tmp_path / "out", "--max_bad_samples", "1")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
