@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from jinja2.exceptions import TemplateError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -31,36 +32,36 @@ _WEIGHTS = "adapter_model.safetensors"
 _DECODER, _ENCODER = "model.language_model", "model.vision_tower"
 
 
+def add_lora(model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any) -> PeftModel:
+    """`model` with new LoRA adapters by `lora_config`, whose arguments these are; ready for Trainer and TRL."""
+    return _wrapped(model, lora_config(model, processor, vision, **fields))
+
+
 def lora_config(model: PreTrainedModel, processor: DefocusProcessor, vision: bool = False, **fields: Any) -> LoraConfig:
     """A `LoraConfig` for every linear layer of the decoder; the projector and the new embeddings are trained whole.
 
     Args:
         model: a `DefocusForConditionalGeneration` (any class of that structure, such as the one a checkpoint brings).
-        processor: its processor. The rows of `<image>` and of the markers of the chat template, which are new to most
-            language models, are trained and saved, in the input embedding and the output layer.
+        processor: its processor. The embeddings of the markers that its chat template writes, which are new to most
+            language models, are trained and saved. A model never says these tokens, so their rows of an output
+            layer of its own stay as they are.
         vision: adapt the linear layers of the encoder as well, which is frozen otherwise.
         fields: of `LoraConfig`, in place of these defaults and of r=16 and lora_alpha=32.
 
     Raises:
         ValueError: the decoder has no linear layers (GPT-2), or its output layer is tied and has a bias.
     """
-    parts = [_DECODER, *([_ENCODER] if vision else [])]
-    trained_whole = ["multi_modal_projector"]
-    rows = {_name_of(model, model.get_input_embeddings()): _new_tokens(processor)}
-    if model.get_output_embeddings().bias is not None:
-        # PEFT's layer for single rows leaves the bias out.
-        if model.config.tie_word_embeddings:
-            raise ValueError("lora_config: the output layer is tied to the embedding and has a bias, which PEFT loses")
-        trained_whole.append("lm_head")
-    elif not model.config.tie_word_embeddings:
-        rows["lm_head"] = next(iter(rows.values()))
+    if model.config.tie_word_embeddings and model.get_output_embeddings().bias is not None:
+        raise ValueError("lora_config: the output layer is tied to the embedding and has a bias, which PEFT leaves out")
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    rows = _markers(processor)
     defaults = {
         "task_type": "CAUSAL_LM",
         "r": 16,
         "lora_alpha": 32,
-        "target_modules": "|".join(_linear_layers(model, part) for part in parts),
-        "modules_to_save": trained_whole,
-        "trainable_token_indices": rows,
+        "target_modules": "|".join(_linear_layers(model, part) for part in (_DECODER, _ENCODER)[: 1 + vision]),
+        "modules_to_save": ["multi_modal_projector"],
+        "trainable_token_indices": {embedding: rows} if rows else None,
     }
     return LoraConfig(**{**defaults, **fields})
 
@@ -91,7 +92,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
                 f"adapter: the vocabulary has {now} rows, but in {base} {saved}; save the base model again"
             )
     with written_whole(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(str(partial))
 
 
 def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
@@ -107,9 +108,11 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
     for name in ("adapter_config.json", _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"adapter: {folder} holds no saved adapter (no {name} in it)")
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = load_strictly(DefocusForConditionalGeneration, str(base), f"base model of the adapter in {folder}")
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    base = str(config.base_model_name_or_path)
+    model = load_strictly(DefocusForConditionalGeneration, base, f"base model of the adapter in {folder}")
+    adapted = _wrapped(model, config)
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         there = set(file.keys())
     needed = set(get_peft_model_state_dict(adapted))
@@ -117,16 +120,30 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
         raise CheckpointError(f"adapter: {folder} lacks {len(missing)} weights, first {missing[0]}")
     if unknown := sorted(there - needed):
         raise CheckpointError(f"adapter: {len(unknown)} weights in {folder} fit nothing, first {unknown[0]}")
+    adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     return adapted
 
 
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+def _markers(processor: DefocusProcessor) -> list[int]:
+    """Ids of the special tokens that the chat template writes, but for `<image>`, whose place pixels take."""
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    dialogue = [asked, {"role": "assistant", "content": "!"}]
+    try:
+        written = processor.apply_chat_template([{"role": "system", "content": "."}, *dialogue], tokenize=False)
+    except (ValueError, TemplateError):  # one that knows no system message
+        written = processor.apply_chat_template(dialogue, tokenize=False)
+    tokenizer = processor.tokenizer
+    known = {processor.image_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    added = tokenizer.get_added_vocab()
+    return sorted(number for token, number in added.items() if token in written and token not in known)
 
 
-def _new_tokens(processor: DefocusProcessor) -> list[int]:
-    added = processor.tokenizer.get_added_vocab()
-    return sorted(number for token, number in added.items() if token in processor.chat_template)
+def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    adapted = get_peft_model(model, config)
+    head: Any = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # PEFT hides it behind the rows of a tied embedding; TRL reads it
+    return adapted
 
 
 def _linear_layers(model: nn.Module, part: str) -> str:

@@ -9,10 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -385,8 +382,7 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
         return self.vision_config.num_image_tokens
 
 
-# `transformers serve` and the pipelines know a model with code of its own, too, by its name in these tables.
-for _names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
-    _names.setdefault(DefocusConfig.model_type, "DefocusForConditionalGeneration")
+# `transformers serve` finds a model that brings its own code by its name in this table.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(DefocusConfig.model_type, "DefocusForConditionalGeneration")
 
 __all__ = ["PRESETS", "DefocusConfig", "DefocusVisionConfig"]

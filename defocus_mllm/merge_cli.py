@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from .adapter_base import check_base
@@ -53,6 +53,8 @@ def run_merge(arguments: argparse.Namespace) -> None:
     expected = logits_of(model, probe)
     with written_whole(arguments.output) as folder:
         merged = model.merge_and_unload()
+        if (Path(arguments.adapter) / "generation_config.json").is_file():
+            merged.generation_config = GenerationConfig.from_pretrained(arguments.adapter)
         difference = check_same(merged, probe, expected, "the merged model")
         merged.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -124,3 +124,17 @@ def test_every_example_of_the_plug_in_guide_answers() -> None:
         assert names["answer"].numel() > 0
         if "words" in names:
             assert 1 <= names["answer"].shape[1] - names["words"].shape[1] <= 3
+
+
+def test_the_examples_of_the_ecosystem_guide_run_one_after_the_other(datasets_cache) -> None:
+    pytest.importorskip("trl", reason="needs the trl extra: pip install -e '.[trl]'")
+    names: dict[str, Any] = {"__name__": "documentation"}
+    for block in python_blocks("docs/ecosystem.md"):
+        exec(compile(block, "docs/ecosystem.md", "exec"), names)
+    assert isinstance(names["answer"], str)
+    inputs = names["processor"].apply_chat_template(names["chat"], tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        merged = names["merged"](**inputs).logits
+        assert torch.allclose(names["adapted"](**inputs).logits, merged, atol=1e-5)
+    assert (names["folder"] / "merged" / "modeling_defocus.py").is_file()
+    assert names["trainer"].state.global_step == 3

@@ -90,9 +90,7 @@ def add_lora(
         lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
         lora_dropout=arguments.lora_dropout,
     )
-    whole = [_WHOLE[name] for name in train if name not in adapted]
-    kept = [name for name in config.modules_to_save or [] if name not in _WHOLE.values()]  # an output layer with a bias
-    config.modules_to_save = [*whole, *kept] or None
+    config.modules_to_save = [_WHOLE[name] for name in train if name not in adapted] or None
     config.base_model_name_or_path = model.name_or_path
     inject_adapter_in_model(config, model)
 
@@ -105,7 +103,7 @@ def is_adapted(model: nn.Module) -> bool:
 def adapted_components(parts: Parts) -> Parts:
     """The components of a model with adapters, for the freeze table: each of `parts` in its frozen and its new half.
 
-    `X_lora` are X's low-rank matrices, `new_tokens` rows of the embedding and the output layer. A part that is trained
+    `X_lora` are X's low-rank matrices, `new_tokens` rows of the embedding. A part that is trained
     whole keeps its name; what stays of it before training is `X_before`.
     """
     components: Parts = {}
@@ -119,7 +117,7 @@ def adapted_components(parts: Parts) -> Parts:
                 for module in found
                 if isinstance(module, TrainableTokensWrapper)
             ],
-            _name_of_copy(name): [module.modules_to_save for module in copies],
+            name: [module.modules_to_save for module in copies],
         }
         components |= {kind: members for kind, members in new.items() if members}
         components[f"{name}_before" if name in components else name] = modules
@@ -131,16 +129,12 @@ def _lora_parts(layer: Any) -> list[nn.Module]:
     return [layer.lora_A, layer.lora_B, layer.lora_dropout]
 
 
-def _name_of_copy(component: str) -> str:
-    return "output_layer" if component == "language_model" else component
-
-
 def trained_components(components: Iterable[str], train: list[str]) -> list[str]:
     """Those of `adapted_components` that learn when `train` does."""
     names = list(components)
     learning = {f"{name}_lora" if f"{name}_lora" in names else name for name in train}
     if "language_model" in train:
-        learning |= {"new_tokens", "output_layer"}
+        learning |= {"new_tokens"}
     return [name for name in names if name in learning]
 
 

@@ -30,9 +30,11 @@ def describe_memory(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> lis
     if stage.estimate_activations:
         parts["activations"] = stage.estimate_activations(loop.plan.per_device_batch_size)
         known = "activations for the longest sample seen"
-    shown = " + ".join(f"{name} {size / GIB:,.2f}" for name, size in parts.items())
+    total = sum(parts.values())
+    unit, name = (GIB, "GiB") if total >= GIB else (MIB, "MiB")
+    shown = " + ".join(f"{part} {size / unit:,.1f}" for part, size in parts.items())
     return [
-        f"memory of a process, estimated: {shown} = {sum(parts.values()) / GIB:,.2f} GiB ({known}; nothing sharded)"
+        f"memory of a process, estimated: {shown} = {total / unit:,.1f} {name} ({known}; as if nothing were sharded)"
     ]
 
 

@@ -73,6 +73,10 @@ def compose(arguments: MultimodalArguments) -> Assembly:
     return assemble(vision, language, arguments.projector_type, names, arguments.chat_template or DEFAULT)
 
 
+DRY_RUN_SAMPLES = 1_000
+"""Conversations that a dry run encodes at most, so that it ends within a minute."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Conversations that were looked at, and how batches are made of them."""
@@ -132,7 +136,8 @@ def open_samples(processor: DefocusProcessor, arguments: MultimodalArguments) ->
             bad.add([dataclasses.replace(conversation.bad(error), found="before training")])
             raise ValueError(f"{conversation.source}: {error}") from error
 
-    usable, left_out = usable_samples(len(dataset), arguments.check_images, load_one, arguments.on_bad_sample)
+    limit = min(arguments.check_images, DRY_RUN_SAMPLES) if arguments.dry_run else arguments.check_images
+    usable, left_out = usable_samples(len(dataset), limit, load_one, arguments.on_bad_sample)
     bad.check()
     batching = choose_batching(arguments, dataset, usable, collate, bad)
     left_out = [*left_out, *batching.left_out][:NAMED_IN_MESSAGE]

@@ -139,12 +139,14 @@ def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable], weight
         return "saved and loaded with the same weights"
     device = loop.accelerator.device
     stage.model.eval()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    # the precision of the run's own forward passes, which the model being trained has and the loaded one has not
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), loop.accelerator.autocast():
         if loop.engine.sharded or not _fits_twice(device, weights):
             _, text = stage.try_out(loaded.eval())
             return f"saved and loaded with the same weights (no room to compare logits); it answers {text!r}"
         logits, _ = stage.try_out(stage.model)
         again, text = stage.try_out(loaded.to(device).eval())
+    logits, again = logits.float(), again.float()
     if not torch.equal(logits, again):
         difference = (logits - again).abs().max().item()
         raise CheckpointError(

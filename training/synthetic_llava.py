@@ -8,7 +8,7 @@ The folder it makes, laid out as LLaVA's playground/data:
     LLaVA-Pretrain/images/                       their pictures
     llava_v1_5_mix665k.json                      665,298 conversations, 40,688 of them without a picture (stage 2)
     coco/, gqa/, ocr_vqa/, textvqa/, vg/         their pictures
-    language/                                    a tiny language model with random weights, and its tokenizer
+    encoder/, language/                          a tiny encoder and a tiny language model with random weights
 
 The numbers of records by folder are the official ones; a few small pictures stand for all of a folder. `--share 0.001`
 makes a thousandth of the records. Nothing was taken from the files themselves: words, pictures and weights are random.
@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from defocus_mllm.assemble import new_encoder
 from defocus_mllm.console import run_script
 from defocus_mllm.files import written_whole
 from training.tokenizer import train_tokenizer
@@ -119,6 +121,8 @@ def write(output: str | Path, share: float = 1.0, seed: int = 0) -> dict[str, in
         _write_records(folder / PRETRAIN_FILE, captions(counts[PRETRAIN_FILE], phrases), counts[PRETRAIN_FILE])
         _write_records(folder / MIX_FILE, conversations(mix, phrases), counts[MIX_FILE])
         _write_language_model(folder / "language", phrases)
+        for part in new_encoder("defocus_vit_tiny", torch.float32):
+            part.save_pretrained(folder / "encoder")
     return counts
 
 

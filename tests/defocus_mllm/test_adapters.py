@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig
-from defocus_mllm.adapters import NOT_QUANTISED, load_adapter, lora_config, save_adapter
-from defocus_mllm.loading import CheckpointError
+from defocus_mllm.adapters import NOT_QUANTISED, add_lora, load_adapter, lora_config, save_adapter
+from defocus_mllm.loading import CheckpointError, load_strictly
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 @pytest.fixture
 def base(model, processor, tmp_path: Path) -> Path:
-    for part in (model, processor):
+    for part in (variant(model), processor):
         part.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -38,7 +40,7 @@ def inputs(processor, image) -> dict[str, torch.Tensor]:
 
 def trained(model: PeftModel, inputs: dict[str, torch.Tensor], steps: int = 2) -> PeftModel:
     """`model` after some steps; LoRA's second factor starts at zero, so the first step moves it alone."""
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     for _ in range(steps):
         model(**inputs).loss.backward()
         optimizer.step()
@@ -52,7 +54,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def variant(model, mixer: str = "attention", **text: Any) -> DefocusForConditionalGeneration:
-    """`model` with another mixer or decoder, and random weights."""
+    """`model` with another mixer or decoder; new weights, narrow enough that logits are not large."""
     vision = {"image_size": 32, "patch_size": 8, "num_registers": 1, "mixer": mixer, **SIZES}
     if mixer == "mamba":
         vision |= {"time_step_rank": 4, "group_norm_size": 16, "aux_loss": "none"}
@@ -61,7 +63,7 @@ def variant(model, mixer: str = "attention", **text: Any) -> DefocusForCondition
     return DefocusForConditionalGeneration(
         DefocusConfig(
             vision_config=DefocusVisionConfig(**vision),
-            text_config={**config.text_config.to_dict(), **text},
+            text_config={**config.text_config.to_dict(), "initializer_range": 0.1, **text},
             image_token_id=config.image_token_id,
             lm_head_bias=bias,
         )
@@ -74,7 +76,7 @@ def test_an_adapter_comes_back_and_merges(tied, model, processor, inputs, tmp_pa
         part.save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     before = logits(base, inputs)
-    adapted = trained(get_peft_model(base, lora_config(base, processor, vision=True)), inputs)
+    adapted = trained(add_lora(base, processor, vision=True), inputs)
     after = logits(adapted, inputs)
     assert (after - before).abs().max() > 0.1, "nothing was learned, so nothing is shown"
     save_adapter(adapted, tmp_path / "adapter")
@@ -95,7 +97,7 @@ def test_an_adapter_comes_back_and_merges(tied, model, processor, inputs, tmp_pa
 
 def test_projector_and_new_embeddings_are_in_the_checkpoint(base, processor, inputs, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
-    adapted = trained(get_peft_model(model, lora_config(model, processor)), inputs)
+    adapted = trained(add_lora(model, processor), inputs)
     save_adapter(adapted, tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     prefix = "base_model.model."
@@ -103,22 +105,23 @@ def test_projector_and_new_embeddings_are_in_the_checkpoint(base, processor, inp
         name = f"{prefix}model.multi_modal_projector.{layer}.weight"
         original = model.get_submodule(f"model.multi_modal_projector.original_module.{layer}").weight
         assert not torch.equal(saved[name], original), f"{name} was not trained"
-    tokens = ("<image>", "<|system|>", "<|user|>", "<|assistant|>")
-    ids = processor.tokenizer.convert_tokens_to_ids(list(tokens))
+    tokens = sorted(("<|system|>", "<|user|>", "<|assistant|>"), key=processor.tokenizer.convert_tokens_to_ids)
+    ids = processor.tokenizer.convert_tokens_to_ids(tokens)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    for layer in ("model.language_model.embed_tokens", "lm_head"):
-        assert sorted(config["trainable_token_indices"][layer]) == sorted(ids)
-        rows = saved[f"{prefix}{layer}.token_adapter.trainable_tokens_delta"]
-        changed = (rows != model.get_submodule(layer).original_module.weight[sorted(ids)]).any(dim=1)
-        assert changed.any()
-    assert changed[sorted(ids).index(processor.image_token_id)], "the output row of <image> competes with every word"
+    embedding = "model.language_model.embed_tokens"
+    assert config["trainable_token_indices"] == {embedding: ids}
+    rows = saved[f"{prefix}{embedding}.token_adapter.trainable_tokens_delta"]
+    changed = (rows != model.get_submodule(embedding).original_module.weight[ids]).any(dim=1)
+    # The chat has no system message.
+    learned = {token for token, has_changed in zip(tokens, changed.tolist(), strict=True) if has_changed}
+    assert learned == {"<|user|>", "<|assistant|>"}
     assert not any("vision_tower" in name for name in saved)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "retention", "mamba"])
 def test_every_adapted_layer_of_the_encoder_learns(mixer, model, processor, inputs) -> None:
     changed = variant(model, mixer)
-    adapted = get_peft_model(changed, lora_config(changed, processor, vision=True))
+    adapted = add_lora(changed, processor, vision=True)
     adapted(**inputs).loss.backward()
     second = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
     assert any("vision_tower" in name for name in second)
@@ -129,9 +132,9 @@ def test_every_adapted_layer_of_the_encoder_learns(mixer, model, processor, inpu
 
 
 def test_only_what_is_adapted_or_saved_is_trained(model, processor) -> None:
-    adapted = get_peft_model(model, lora_config(model, processor, r=2))
+    adapted = add_lora(model, processor, r=2)
     trained_names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
-    kinds = ("language_model", "multi_modal_projector.modules_to_save", "lm_head.token_adapter")
+    kinds = ("language_model", "multi_modal_projector.modules_to_save", "embed_tokens.token_adapter")
     assert all(any(kind in name for kind in kinds) for name in trained_names)
     assert {weight.shape[0] for name, weight in adapted.named_parameters() if "lora_A" in name} == {2}
 
@@ -142,7 +145,7 @@ def test_a_bias_of_the_output_layer_survives(model, processor, inputs, tmp_path)
     biased.save_pretrained(tmp_path / "base")
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
     before = logits(base, inputs)
-    adapted = get_peft_model(base, lora_config(base, processor))
+    adapted = add_lora(base, processor)
     torch.testing.assert_close(logits(adapted, inputs), before)
     after = logits(trained(adapted, inputs), inputs)
     save_adapter(adapted, tmp_path / "adapter")
@@ -168,7 +171,7 @@ def test_a_decoder_without_linear_layers_is_refused(model, processor) -> None:
 def test_an_adapter_that_lost_weights_is_refused(part, base, processor, inputs, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
     folder = tmp_path / "adapter"
-    save_adapter(get_peft_model(model, lora_config(model, processor)), folder)
+    save_adapter(add_lora(model, processor), folder)
     weights = load_file(folder / "adapter_model.safetensors")
     kept = {name: weight for name, weight in weights.items() if part not in name}
     assert len(kept) < len(weights)
@@ -182,7 +185,9 @@ def test_an_adapter_that_lost_weights_is_refused(part, base, processor, inputs, 
 def test_unknown_weights_and_missing_files_are_refused(base, processor, tmp_path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(base)
     folder = tmp_path / "adapter"
-    save_adapter(get_peft_model(model, lora_config(model, processor)), folder)
+    save_adapter(add_lora(model, processor), folder)
+    with pytest.raises(FileNotFoundError, match="holds an adapter without its model"):
+        load_strictly(DefocusForConditionalGeneration, folder)
     weights = load_file(folder / "adapter_model.safetensors")
     stray = {"base_model.model.model.language_model.layers.9.mlp.up_proj.lora_A.weight": torch.zeros(16, 32)}
     save_file(weights | stray, folder / "adapter_model.safetensors")
@@ -204,11 +209,11 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, base, processor, tmp
     with pytest.raises(ValueError, match=r"4 trained weights would not be saved, first \S*multi_modal_projector"):
         save_adapter(own, tmp_path / "adapter")
     with pytest.raises(ValueError, match="never saved"):
-        save_adapter(get_peft_model(model, lora_config(model, processor)), tmp_path / "adapter")
+        save_adapter(add_lora(model, processor), tmp_path / "adapter")
     grown = AutoModelForImageTextToText.from_pretrained(base)
     grown.resize_token_embeddings(333)
     with pytest.raises(ValueError, match="has 333 rows"):
-        save_adapter(get_peft_model(grown, lora_config(grown, processor)), tmp_path / "adapter")
+        save_adapter(add_lora(grown, processor), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -228,9 +233,47 @@ def test_training_prepared_for_quantised_weights_reaches_every_adapter(reentrant
     model.is_loaded_in_4bit = True
     prepared = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     assert prepared.is_gradient_checkpointing
-    adapted = get_peft_model(prepared, lora_config(prepared, processor, vision=True)).train()
+    adapted = add_lora(prepared, processor, vision=True).train()
     adapted(**inputs).loss.backward()
     second = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
     assert [name for name, weight in second.items() if weight.grad is None or not weight.grad.any()] == []
     projector = [weight for name, weight in adapted.named_parameters() if "projector.modules_to_save" in name]
     assert all(weight.grad.any() for weight in projector)
+
+
+WITHOUT_PACKAGE = """
+import sys
+import torch
+from transformers import AutoModelForImageTextToText
+
+sys.modules["defocus_mllm"] = None  # importing the package fails
+*folders, inputs, output = sys.argv[1:]
+logits = []
+for folder in folders:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    with torch.no_grad():
+        logits.append(model(**torch.load(inputs)).logits)
+torch.save(logits, output)
+"""
+
+
+def test_adapter_and_merged_model_load_without_the_package(base, processor, inputs, tmp_path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = trained(add_lora(model, processor), inputs)
+    after = logits(adapted, inputs)
+    save_adapter(adapted, tmp_path / "adapter")
+    load_adapter(tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "modeling_defocus.py").is_file()
+    torch.save(inputs, tmp_path / "inputs.pt")
+    names = ("adapter", "merged", "inputs.pt", "logits.pt")
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_PACKAGE, *(str(tmp_path / name) for name in names)],
+        env={"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    for remote in torch.load(tmp_path / "logits.pt"):
+        torch.testing.assert_close(remote, after, atol=1e-5, rtol=0)

@@ -229,9 +229,11 @@ def test_an_output_layer_that_is_more_than_linear_comes_along(
 
 def test_batches_without_an_image_train_too(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     data = toy_task.write_data(tmp_path / "data")
-    conversations = json.loads((data / "dialogues.json").read_text())
-    (data / "captions.json").write_text(json.dumps(conversations))
-    run("stage1", data, finished[1], "--output_dir", str(tmp_path / "out"), "--train", "projector", "vision_tower")
+    texts = json.loads((data / "dialogues.json").read_text()) * 4
+    captions = json.loads((data / "captions.json").read_text())
+    (data / "captions.json").write_text(json.dumps([*texts, captions[0]]))
+    words = ["--output_dir", str(tmp_path / "out"), "--per_device_batch_size", "1"]
+    run("stage1", data, finished[1], *words, "--train", "projector", "vision_tower")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "complete"
 
 
