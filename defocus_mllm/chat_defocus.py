@@ -60,12 +60,12 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any, chat_template: str) -> None:
         self.tokenizer = tokenizer
-        tokens = tokenizer.added_tokens_decoder
+        special = set(tokenizer.all_special_tokens)  # some are not marked as such
         # Tokens that are not special are words, such as runs of spaces, unless the template writes them as its marks.
         self._controls = {
             token.content: (number, token)
-            for number, token in tokens.items()
-            if token.content and (token.special or token.content in chat_template)
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.content and (token.special or token.content in special or token.content in chat_template)
         }
         self._control_ids = {number for number, _ in self._controls.values()} - {tokenizer.unk_token_id}
         whole = _alternatives(self._controls)

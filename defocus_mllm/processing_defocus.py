@@ -178,7 +178,7 @@ class DefocusProcessor(ProcessorMixin):
         others = {name: value for name, value in options.items() if name not in _LAYOUT}
         others |= {"return_dict": True, "return_tensors": None, "return_assistant_tokens_mask": False}
         others["processor_kwargs"] = {name: value for name, value in arguments.items() if name not in _LAYOUT}
-        output = super().apply_chat_template(conversations, chat_template, **others)
+        output: Any = super().apply_chat_template(conversations, chat_template, **others)
         text = self.tokenizer.pad(
             {"input_ids": [self.expand_images(chat.ids, chat.ids) for chat in chats]}, **{"padding": False, **layout}
         )
