@@ -70,6 +70,8 @@ class ChatEncoder:
         self._control_ids = {number for number, _ in self._controls.values()} - {tokenizer.unk_token_id}
         whole = _alternatives(self._controls)
         beginnings = _alternatives({token[:length] for token in self._controls for length in range(1, len(token))})
+        self.has_marks = tokenizer.is_fast and re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+        """Whether the template says by marks of its own what is the assistant's, and the tokenizer can follow them."""
         self._pattern = whole
         self._characters = set(chat_template).union(*self._controls)
         # The first character of each control token in a message, and of one that what follows could complete.

@@ -64,6 +64,11 @@ def test_the_second_stage_does_not_inherit_plain() -> None:
         ("{{- bos_token or '' -}}", "{{- bos_token ~ bos_token -}}", "'<s>' stands twice"),
         ("'<image>'", "'a picture'", "writes 0 images for 1"),
         ("'<image>'", "'<image><image>'", "writes 2 images for 1"),
+        (
+            "{%- generation -%}{{- parts(message['content']) -}}",
+            "{{- parts(message['content']) -}}{%- generation -%}",
+            "that '</s>' is learnt, but generation goes on behind",
+        ),
         ("{%- for message in messages -%}", "{%- for message in message -%}", "chat_template: defective.jinja"),
     ],
 )

@@ -12,7 +12,9 @@ from PIL import Image
 from transformers.processing_utils import ProcessorMixin
 
 from defocus_mllm.chat_templates import choose_template, end_ids, name_of
+from training.conversations import Conversation
 from training.encoding import IGNORED, ConversationEncoder
+from training.supervision import ConversationCollator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from chat_tokenizers import KINDS, PAIRS, build_processor, build_tokenizer
@@ -307,3 +309,58 @@ def test_a_tokenizer_that_adds_no_beginning_gets_it_from_the_template(kind: str)
 def test_generation_stops_at_the_end_of_turns_and_of_texts(kind: str, template: str, ends: Any) -> None:
     processor = build_processor(kind, template)
     assert processor.tokenizer.convert_ids_to_tokens(end_ids(processor)) == ends
+
+
+COMPARED: list[dict[str, Any]] = [
+    BRIEF,
+    {"role": "user", "content": [{"type": "text", "text": "Is"}, PICTURE, {"type": "text", "text": "a"}, PICTURE]},
+    {"role": "assistant", "content": "A bus."},
+    {"role": "user", "content": [PICTURE, {"type": "text", "text": "it?"}]},
+    {"role": "assistant", "content": "Red."},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "golden"),
+    [
+        (
+            "qwen",
+            "chatml",
+            "r i e f . <|im_end|> Ċ <|im_start|> user Ċ I s Ċ <image> Ċ a Ċ <image> <|im_end|> Ċ <|im_start|> a "
+            "ssistant Ċ [A] [Ġbus] [.] [<|im_end|>] Ċ <|im_start|> user Ċ <image> Ċ i t ? <|im_end|> Ċ <|im_start|> "
+            "a ssistant Ċ [Red] [.] [<|im_end|>] Ċ",
+        ),
+        (
+            "llama_2",
+            "vicuna_v1",
+            "<s> ▁ B e ▁b r i e f . ▁ U S E R : ▁ I s <0x0A> <image> <0x0A> a <0x0A> <image> ▁A S S I ST A N T : [▁A] "
+            "[▁bus.] [</s>] U S E R : ▁ <image> <0x0A> i t? ▁A S S I ST A N T : [▁Red.] [</s>]",
+        ),
+        (
+            "llama_3",
+            "llama_2",
+            "<|begin_of_text|> [INST ] Ġ<< SYS >> Ċ B e Ġb r i e f .Ċ << / SYS >> ĊĊ I s Ċ <image> Ċ a Ċ <image> Ġ "
+            "[/ INST ] [ĠA] [Ġbus] [.] [Ġ] [<|eot_id|>] <|begin_of_text|> [INST ] Ġ <image> Ċ i t ? Ġ [/ INST ] [Ġ] "
+            "[Red] [.] [Ġ] [<|eot_id|>]",
+        ),
+    ],
+)
+def test_several_images_and_a_system_message(kind: str, template: str, golden: str) -> None:
+    processor = build_processor(kind, template)
+    assert shown(processor, processor.encode_chat(COMPARED), len(golden.split())) == golden
+    example = ConversationEncoder(processor).encode(COMPARED)
+    assert (example["input_ids"] == processor.image_token_id).sum() == 3 * processor.num_image_tokens
+    assert example["pixel_values"].shape == (3, 3, 8, 8)
+    assert ((example["labels"] == IGNORED) | (example["labels"] == example["input_ids"])).all()
+
+
+@pytest.mark.parametrize("template", ["defocus", "vicuna_v1", "llama_2", "chatml"])
+def test_what_is_too_long_loses_whole_pairs_and_they_are_counted(template: str) -> None:
+    processor = build_processor("llama_2_legacy", template)
+    encoder = ConversationEncoder(processor)
+    long = Conversation("data.json[0]", [*DIALOGUE, *DIALOGUE[2:]])
+    collator = ConversationCollator(processor, max_length=encoder.count_tokens(long.messages) - 1)
+    batch = collator([long])
+    assert torch.equal(batch["input_ids"][0], encoder.encode(DIALOGUE)["input_ids"])
+    assert torch.equal(batch["labels"][0], encoder.encode(DIALOGUE)["labels"])
+    assert collator.counts == {"over_max_length": 1}

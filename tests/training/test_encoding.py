@@ -207,7 +207,7 @@ def test_remembered_texts_do_not_change_the_result(processor, monkeypatch):
     again = encoder.encode(PAIR * 2)
     monkeypatch.setattr(chat_defocus, "_MOST_CACHED_TEXTS", 1)
     processor._chat_encoders.clear()
-    small = processor._chat_encoder(None)
+    small = processor.chat_encoder(None)
     forgetful = encoder.encode(PAIR * 2)
     assert len(small._texts) == 1
     for name, tensor in first.items():
