@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from .assemble import CHAT_TOKENS
 from .files import written_whole
 from .loading import CheckpointError, load_strictly
 from .modeling_defocus import DefocusForConditionalGeneration
@@ -42,8 +42,8 @@ def lora_config(model: PreTrainedModel, processor: DefocusProcessor, vision: boo
 
     Args:
         model: a `DefocusForConditionalGeneration` (any class of that structure, such as the one a checkpoint brings).
-        processor: its processor. The embeddings of `<image>` and of the markers of the chat template, which are new to
-            most language models, are trained and saved. A model never says these tokens, so their rows of an output
+        processor: its processor. The embeddings of the markers that its chat template writes, which are new to most
+            language models, are trained and saved. A model never says these tokens, so their rows of an output
             layer of its own stay as they are.
         vision: adapt the linear layers of the encoder as well, which is frozen otherwise.
         fields: of `LoraConfig`, in place of these defaults and of r=16 and lora_alpha=32.
@@ -54,15 +54,14 @@ def lora_config(model: PreTrainedModel, processor: DefocusProcessor, vision: boo
     if model.config.tie_word_embeddings and model.get_output_embeddings().bias is not None:
         raise ValueError("lora_config: the output layer is tied to the embedding and has a bias, which PEFT leaves out")
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
-    vocabulary = processor.tokenizer.get_vocab()
-    rows = {vocabulary[token] for token in (processor.image_token, *CHAT_TOKENS) if token in vocabulary}
+    rows = _markers(processor)
     defaults = {
         "task_type": "CAUSAL_LM",
         "r": 16,
         "lora_alpha": 32,
         "target_modules": "|".join(_linear_layers(model, part) for part in (_DECODER, _ENCODER)[: 1 + vision]),
         "modules_to_save": ["multi_modal_projector"],
-        "trainable_token_indices": {embedding: sorted(rows)},
+        "trainable_token_indices": {embedding: rows} if rows else None,
     }
     return LoraConfig(**{**defaults, **fields})
 
@@ -123,6 +122,20 @@ def load_adapter(folder: str | Path, trainable: bool = False) -> PeftModel:
         raise CheckpointError(f"adapter: {len(unknown)} weights in {folder} fit nothing, first {unknown[0]}")
     adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     return adapted
+
+
+def _markers(processor: DefocusProcessor) -> list[int]:
+    """Ids of the special tokens that the chat template writes, but for `<image>`, whose place pixels take."""
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    dialogue = [asked, {"role": "assistant", "content": "!"}]
+    try:
+        written = processor.apply_chat_template([{"role": "system", "content": "."}, *dialogue], tokenize=False)
+    except (ValueError, TemplateError):  # one that knows no system message
+        written = processor.apply_chat_template(dialogue, tokenize=False)
+    tokenizer = processor.tokenizer
+    known = {processor.image_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    added = tokenizer.get_added_vocab()
+    return sorted(number for token, number in added.items() if token in written and token not in known)
 
 
 def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:

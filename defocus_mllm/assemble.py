@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .assemble_checks import check_logits, check_reading
+from .chat_templates import DEFAULT, IMAGE_TOKEN, TOKENIZER, ChosenTemplate, choose_template, end_ids
 from .configuration_defocus import DefocusConfig, DefocusVisionConfig
 from .configuration_defocus_clip import DefocusCLIPConfig
 from .image_processing_defocus import DefocusImageProcessor
@@ -34,8 +35,6 @@ from .modeling_defocus_vision import DefocusVisionModel
 from .processing_defocus import DefocusProcessor
 
 ProjectorType = Literal["linear", "mlp2x_gelu"]
-IMAGE_TOKEN = "<image>"
-CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>")
 
 
 @dataclass
@@ -52,6 +51,7 @@ def assemble(
     language: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     projector_type: ProjectorType,
     names: tuple[str, str],
+    chat_template: str = DEFAULT,
 ) -> Assembly:
     """Put an encoder and a causal language model together; both are used as they are, not copied.
 
@@ -60,20 +60,40 @@ def assemble(
         language: a causal language model and its tokenizer, from `load_language`; both may grow.
         projector_type: see `DefocusConfig`.
         names: how messages call the two.
+        chat_template: one of `chat_templates.NAMES`, or a file `*.jinja`.
 
     Raises:
         ValueError: the two do not go together; the message begins with the name of the one to exchange.
     """
     language_model, tokenizer = language
-    notes = complete_tokenizer(tokenizer, language_model, names[1])
+    template = choose_template(chat_template, tokenizer)
+    notes = complete_tokenizer(tokenizer, language_model, names[1], template)
     model = join(vision[0], language_model, tokenizer.get_vocab()[IMAGE_TOKEN], projector_type)
     check_context(model.config, names)
     check_logits(model, language_model, names[1])
     check_reading(model, language_model, names[1])
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    processor = DefocusProcessor(vision[1], tokenizer, model.config.num_image_tokens, template.text)
+    for name in ("bos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
-    processor = DefocusProcessor(vision[1], tokenizer, num_image_tokens=model.config.num_image_tokens)
+    model.generation_config.eos_token_id = end_ids(processor)
     return Assembly(model, processor, notes)
+
+
+def change_template(model: DefocusForConditionalGeneration, processor: DefocusProcessor, name: str) -> list[str]:
+    """Give a finished model another chat template, with the tokens this needs; returns log lines.
+
+    Raises `ValueError` or `FileNotFoundError`, beginning with "chat_template", for a name that stands for none.
+    """
+    if name == TOKENIZER:
+        raise ValueError(
+            f"chat_template: {TOKENIZER!r} is for a language model with its own tokenizer; this model has its template "
+            "already, which stays if none is named"
+        )
+    template = choose_template(name, processor.tokenizer)
+    notes = complete_tokenizer(processor.tokenizer, model, "model", template)
+    processor.chat_template = template.text.replace(IMAGE_TOKEN, processor.image_token)
+    model.generation_config.eos_token_id = end_ids(processor)
+    return notes
 
 
 def new_encoder(preset: str, dtype: torch.dtype) -> tuple[DefocusVisionModel, DefocusImageProcessor]:
@@ -164,22 +184,26 @@ def check_language(language: str, name: str) -> None:
         raise FileNotFoundError(f"{name}: {language} has no tokenizer; save the model's tokenizer in the same folder")
 
 
-def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel, name: str) -> list[str]:
-    """Add the special tokens that our chat template needs and a foreign language model lacks; returns log lines.
+def complete_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel, name: str, template: ChosenTemplate
+) -> list[str]:
+    """Add the special tokens that a chat template needs and a foreign language model lacks; returns log lines.
 
     The vocabulary grows only if its padding (rows beyond the tokenizer's tokens) does not suffice. In either case
     `initialise_rows` gives the new tokens their values, since those of padding were never trained.
     """
     rows = language.get_input_embeddings().weight.size(0)  # type: ignore[operator, union-attr]
     known = min(len(tokenizer), rows)
-    missing = [token for token in (IMAGE_TOKEN, *CHAT_TOKENS) if token not in tokenizer.get_vocab()]
+    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
     added: dict[str, Any] = {"extra_special_tokens": missing} if missing else {}
     if tokenizer.pad_token is None:
         added["pad_token"] = "<pad>"
     notes = []
     if tokenizer.chat_template:
-        notes.append(f"the chat template of {name} is replaced by the one of De-focus MLLM")
-        tokenizer.chat_template = None
+        if template.name != TOKENIZER:
+            new = "the one of De-focus MLLM" if template.name == DEFAULT else template.name
+            notes.append(f"the chat template of {name} is replaced by {new}")
+        tokenizer.chat_template = None  # the processor has it
     if added:
         tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
         names = [*missing, *(["<pad>"] if "pad_token" in added else [])]

@@ -5,6 +5,7 @@
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
     defocus-mllm card models/mine --license mit
+    defocus-mllm merge outputs/llava15/stage2_lora --output models/merged
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -31,7 +32,8 @@ from .configuration_defocus import DefocusConfig
 from .console import run_script
 from .convert_cli import add_convert_arguments, run_convert, run_presets
 from .images import load_image
-from .loading import load_strictly
+from .loading import load_strictly, require_model
+from .merge_cli import add_merge_arguments, run_merge
 
 CHAT_COMMANDS = "/image FILE (look at another picture, start over), /reset (start over), /exit"
 
@@ -84,7 +86,8 @@ class ChatSession:
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, streamer=streamer)
         generated = output[0, prompt_length:]
         answer = tokenizer.decode(generated, skip_special_tokens=True).strip()
-        if generated[-1] != tokenizer.eos_token_id:
+        ends = self.model.generation_config.eos_token_id  # several, where turns end otherwise than texts
+        if generated[-1] not in (ends if isinstance(ends, list) else [ends, tokenizer.eos_token_id]):
             _note(f"(cut after {self.max_new_tokens} tokens; --max_new_tokens sets the limit)")
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return answer
@@ -119,8 +122,7 @@ def load_model(directory: str | Path) -> tuple[Any, Any]:
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory; `make quickstart` trains outputs/quickstart/stage2")
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: no config.json, so this is not a saved model")
+    require_model(directory)
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     if not isinstance(config, DefocusConfig):
         raise ValueError(
@@ -237,6 +239,9 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
     add_card_arguments(card)
     card.set_defaults(run=run_card)
+    merge = commands.add_parser("merge", help="make a model of a LoRA adapter and its base", allow_abbrev=False)
+    add_merge_arguments(merge)
+    merge.set_defaults(run=run_merge)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

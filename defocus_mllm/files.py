@@ -122,3 +122,16 @@ def combined_sha256(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def model_sha256(folder: str | Path) -> str:
+    """SHA-256 of the files that define the model in `folder`: configurations, weights, tokenizer and template.
+
+    Records and metrics of the run that wrote it do not count, so that training again to the same weights gives the
+    same digest.
+    """
+    return combined_sha256(sorted(file for file in Path(folder).iterdir() if _defines_a_model(file)))
+
+
+def _defines_a_model(file: Path) -> bool:
+    return file.is_file() and file.suffix in {".json", ".safetensors", ".jinja", ".model"} and file.name != "run.json"

@@ -20,7 +20,8 @@ def refuse_dropped_patch(parent: nn.Module, name: str, child: nn.Module | None) 
     """
     if getattr(getattr(child, "config", None), "model_type", None) != "defocus_vision":
         return
-    config: Any = getattr(parent, "config", None)
+    # as an attribute of its own: what PEFT wraps a module in looks attributes up in the module it does not have yet
+    config: Any = vars(parent).get("config")
     host = type(config).__name__
     if getattr(config, "model_type", None) in _DROPS_ALWAYS:
         raise ValueError(f"{host}: this model always drops the first token, which here is a patch; use LLaVA instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +11,12 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a few kilobytes of PNG can ask for gigabytes of memory."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
+"""Others are refused: Pillow hands EPS to Ghostscript, for one, which a file from a stranger should not start."""
+ANIMATED = "animated"
+"""True under this name in a picture's `info` if it is the first frame of several."""
 
+_ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -30,25 +36,32 @@ def load_image(path: str | Path) -> Image.Image:
 def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
     """The picture in `source` as 8-bit RGB; messages call it `name`.
 
-    The format is told by content, whatever the file's name; of an animation the first frame counts. The orientation
-    that cameras write into EXIF is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits.
+    The format, one of `FORMATS`, is told by content, whatever the file's name; of an animation the first frame counts
+    (and `ANIMATED` is noted in the picture's `info`). The orientation that cameras write into EXIF is applied,
+    transparency is composited on white, 16-bit grey is scaled to 8 bits.
     Raises `ImageError` if the source is no picture, is truncated or corrupt, has more than `MAX_PIXELS` pixels, or
-    holds 32-bit values, whose range nobody knows.
+    holds values of a range nobody knows (32 bits) or of a colour space that Pillow cannot convert.
     """
     try:
-        with Image.open(source) as image:
-            _check_size(image, name)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about size, which is checked here, and about damaged metadata
+            with Image.open(source, formats=FORMATS) as image:
+                _check_size(image, name)
+                animated = image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False)
+                image.load()
+                picture = _to_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {name} is too large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"image {name} is not a picture that Pillow can read; replace or remove it") from error
+        kinds = ", ".join(FORMATS)
+        raise ImageError(f"image {name} is not a picture of a known format ({kinds}); replace or remove it") from error
     except Exception as error:  # decoders report damage with whatever exception their parser runs into
         raise ImageError(f"image {name} is truncated or corrupt ({error}); replace or remove it") from error
-    return _to_rgb(upright, name)
+    if animated:
+        picture.info[ANIMATED] = True
+    return picture
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -224,7 +224,12 @@ class DefocusModel(DefocusPreTrainedModel):
         if pixel_values is None:
             return None, None
         wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+        images_given = pixel_values.shape[0] > 0
+        if not images_given:
+            pixel_values = pixel_values.new_zeros(1, *pixel_values.shape[1:])
         images, image_tokens = self._encode(pixel_values, **wanted)
+        if not images_given:  # of a blank image: the encoder has taken part, with zero gradients
+            image_tokens = image_tokens[:0]
         images["pooler_output"] = image_tokens
         return images, image_tokens.flatten(0, 1)
 
@@ -246,7 +251,8 @@ class DefocusModel(DefocusPreTrainedModel):
         Args:
             input_ids: (batch, tokens), `image_token_id` where image tokens go; or `inputs_embeds`.
             pixel_values: (images, channels, image_size, image_size), in the order of their placeholders; or sequences
-                of frames, see `get_image_features`.
+                of frames, see `get_image_features`. With 0 images the encoder reads a blank one that nothing sees:
+                processes that share a model must all run the same layers, also those whose batch has no image.
             past_key_values, cache: the cache of the language model, under its old or its new name.
             mm_encoder_outputs: {"image": output of `get_image_features`} instead of `pixel_values`.
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from .chat_defocus import Chat, ChatEncoder
+
 _AUTO_MAP = {"AutoProcessor": "processing_defocus.DefocusProcessor"}
 # What Transformers would take for videos and nothing here reads.
 _VIDEO_OPTIONS = {"fps", "do_sample_frames", "video_metadata", "videos_kwargs"}
 
-# Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data. What
-# the model is to generate, and nothing else, stands between {% generation %} and {% endgeneration %}: training labels
-# are read off these marks.
-DEFAULT_CHAT_TEMPLATE = """\
+# Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data.
+PARTS_MACRO = """\
 {%- macro parts(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}
@@ -24,6 +24,13 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
+"""
+
+# What the model is to generate, and nothing else, stands between {% generation %} and {% endgeneration %}, for other
+# trainers: here an answer is what follows the prompt, see chat_defocus.
+DEFAULT_CHAT_TEMPLATE = (
+    PARTS_MACRO
+    + """\
 {{- bos_token or '' -}}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
@@ -35,6 +42,22 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
+)
+
+# How the text of a batch is laid out, of all that Transformers takes; the only such options when texts are special.
+_LAYOUT = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
+_NOT_OF_THE_TEMPLATE = (
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "add_generation_prompt",
+    "continue_final_message",
+    "load_audio_from_video",
+    "sanitize_control_tokens",
+    *_LAYOUT,
+)
 
 
 def sample_frames(video: Any, num_frames: int | None = None) -> list[Any]:
@@ -105,32 +128,7 @@ class DefocusProcessor(ProcessorMixin):
         template = chat_template or DEFAULT_CHAT_TEMPLATE.replace("<image>", self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
         self.auto_map = dict(_AUTO_MAP)
-
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        *args: Any,
-        num_frames: int | None = None,
-        processor_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As in Transformers. A part {"type": "video", "video": frames} stands for its frames, as images in order.
-
-        Args:
-            conversation: messages, or a list of conversations.
-            num_frames: how many frames to take of each video, at even distances; all if None. It may also stand in
-                `processor_kwargs`.
-
-        Raises:
-            ValueError: a video is not given by its frames, or has fewer than `num_frames`.
-        """
-        processor_kwargs = dict(processor_kwargs or {})
-        if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
-            raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
-        num_frames = processor_kwargs.pop("num_frames", num_frames)
-        conversation = frames_as_images(conversation, num_frames)
-        kwargs["processor_kwargs"] = processor_kwargs
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        self._chat_encoders: dict[tuple[str, int], ChatEncoder] = {}
 
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
@@ -146,17 +144,133 @@ class DefocusProcessor(ProcessorMixin):
         """Return the placeholders that stand for image `image_idx` in the text."""
         return self.image_token * self.num_image_tokens
 
+    def apply_chat_template(  # type: ignore[override]  # all others by name
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        num_frames: int | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `ProcessorMixin.apply_chat_template`; with `tokenize=True` the ids are those of `encode_chat`.
+
+        These differ from the tokenizer's for the rendered text only where a message holds what looks like a control
+        token, or where a token would reach across the beginning of an answer. `return_assistant_tokens_mask` works
+        with every template: without `{% generation %}` in it, it says what training learns. A part {"type": "video",
+        "video": frames} stands for its frames, as images in order.
+
+        Args:
+            num_frames: how many frames to take of each video, at even distances; all if None. It may also stand in
+                `processor_kwargs`.
+
+        Raises:
+            ValueError: what `encode_chat` refuses, and truncation of such a conversation; a video that is not given by
+                its frames, or has fewer than `num_frames`.
+        """
+        processor_kwargs = dict(processor_kwargs or {})
+        if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
+            raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
+        conversation = frames_as_images(conversation, processor_kwargs.pop("num_frames", num_frames))
+        kwargs["processor_kwargs"] = processor_kwargs
+        sanitized = {name: value for name, value in kwargs.items() if name != "sanitize_control_tokens"}
+        if not kwargs.get("tokenize"):
+            return super().apply_chat_template(conversation, chat_template, **sanitized)
+        conversations = conversation if _is_batch(conversation) else [conversation]
+        variables = {name: value for name, value in kwargs.items() if name not in _NOT_OF_THE_TEMPLATE}
+        prompt, unfinished = kwargs.get("add_generation_prompt", False), kwargs.get("continue_final_message", False)
+        chats = [
+            self.encode_chat(messages, prompt, chat_template, continue_final_message=unfinished, **variables)
+            for messages in conversations
+        ]
+        encoder = self.chat_encoder(chat_template)
+        alike = all(chat.safe and encoder.whole_ids(chat.text) == chat.ids for chat in chats)
+        if alike and (encoder.has_marks or not kwargs.get("return_assistant_tokens_mask")):
+            return super().apply_chat_template(conversation, chat_template, **sanitized)
+        # The pictures and everything else from Transformers, for messages that nothing can be mistaken in.
+        safely = [encoder.mark_safely(messages) for messages in conversations]
+        return self._with_ids(safely, chat_template, chats, sanitized)
+
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> Chat:
+        """A conversation as ids, with what is answered in it and a single placeholder for each image.
+
+        The prompt of a question and the ids of its answer are the beginning of the whole conversation's ids, and no
+        text of a message becomes a control token: see `chat_defocus`. `variables` go to the template.
+
+        Raises ChatError (a ValueError) if that cannot be had with this template and tokenizer.
+        """
+
+        def render(part: Sequence[dict[str, Any]], prompt: bool) -> str:
+            unfinished = continue_final_message and len(part) == len(messages)
+            return super(DefocusProcessor, self).apply_chat_template(
+                list(part),
+                chat_template,
+                add_generation_prompt=prompt,
+                continue_final_message=unfinished,
+                **variables,
+            )
+
+        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
+
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The ids of a rendered conversation up to the answer, with a single placeholder for each image.
+        """The ids of a conversation up to the answer, with a single placeholder for each image.
 
         With `num_image_tokens` placeholders in the place of each they are the `input_ids` that `apply_chat_template`
         gives with the images, which are not needed here.
         """
-        prompt = self.apply_chat_template(list(messages), add_generation_prompt=True)
-        bos = self.tokenizer.bos_token
-        # As Transformers does: a template that begins with the token for it has seen to all special tokens.
-        has_special_tokens = bos is not None and prompt.startswith(bos)
-        return self.tokenizer(prompt, add_special_tokens=not has_special_tokens).input_ids
+        return self.encode_chat(messages, add_generation_prompt=True).ids
+
+    def chat_encoder(self, chat_template: str | None = None) -> ChatEncoder:
+        """What encodes conversations with this template, the processor's own if None."""
+        template = self._resolve_chat_template(chat_template)
+        key = (template, len(self.tokenizer))  # a token may have been added
+        if self._chat_encoders.get(key) is None:
+            self._chat_encoders = {key: ChatEncoder(self.tokenizer, template)}
+        return self._chat_encoders[key]
+
+    def _with_ids(
+        self, conversations: list[Any], chat_template: str | None, chats: list[Chat], options: dict[str, Any]
+    ) -> Any:
+        """What Transformers makes of the conversations, with the ids of `chats` in the place of its own."""
+        arguments = dict(options.get("processor_kwargs") or {})
+        layout = {**options, **arguments, **arguments.pop("text_kwargs", {})}
+        if layout.get("truncation"):
+            raise ValueError("truncation would cut an answer or an image; leave out messages instead")
+        layout = {name: layout[name] for name in _LAYOUT if layout.get(name) is not None}
+        tensors = options.get("return_tensors")
+        given = arguments.pop("return_tensors", None)
+        others = {name: value for name, value in options.items() if name not in _LAYOUT}
+        others |= {"return_dict": True, "return_tensors": None, "return_assistant_tokens_mask": False}
+        others["processor_kwargs"] = {name: value for name, value in arguments.items() if name not in _LAYOUT}
+        output: Any = super().apply_chat_template(conversations, chat_template, **others)
+        text = self.tokenizer.pad(
+            {"input_ids": [self.expand_images(chat.ids, chat.ids) for chat in chats]}, **{"padding": False, **layout}
+        )
+        output.update(text)
+        if "mm_token_type_ids" in output:
+            output["mm_token_type_ids"] = self.create_mm_token_type_ids(output["input_ids"])
+        if options.get("return_assistant_tokens_mask"):
+            masks = [iter(self.expand_images(chat.ids, [int(said) for said in chat.answered])) for chat in chats]
+            output["assistant_masks"] = [
+                [next(mask) if read else 0 for read in row]
+                for mask, row in zip(masks, output["attention_mask"], strict=True)
+            ]
+        output.convert_to_tensors(tensor_type=given if tensors in (None, "auto") else tensors)
+        return output if options.get("return_dict") else output["input_ids"]
+
+    def expand_images(self, ids: list[int], values: list[int]) -> list[int]:
+        """`values`, one for each of `ids`, with those of images repeated for all their tokens."""
+        return [
+            value
+            for token, value in zip(ids, values, strict=True)
+            for _ in range(self.num_image_tokens if token == self.image_token_id else 1)
+        ]
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
@@ -165,6 +279,10 @@ class DefocusProcessor(ProcessorMixin):
             return MultiModalData()
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+
+def _is_batch(conversation: Any) -> bool:
+    return isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
 
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "DefocusProcessor", "frames_as_images", "sample_frames"]

@@ -38,6 +38,7 @@ STAYS_AT_HOME |= {
     "released",
     "released_layout",
 }
+STAYS_AT_HOME |= {"adapter_base", "merge_cli"}
 MAY_TRAVEL_WITH = {"torch", "transformers", "huggingface_hub"}
 # What a file imports only if it is there: in a `try`, where Transformers does not ask for it when it loads remote code.
 OPTIONAL_FOR = {"triton_scan_defocus": {"triton"}}

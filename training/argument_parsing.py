@@ -155,7 +155,7 @@ def as_command_line(arguments_class: type, values: Mapping[str, Any]) -> list[st
         elif isinstance(value, list):
             if not value:
                 raise ArgumentsError(f"{name}: an empty list; leave the field out for its default")
-            words.extend([f"--{name}", *(str(item) for item in value)])
+            words.extend([f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)])
         else:
             words.append(f"--{name}={value}")
     return words

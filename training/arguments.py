@@ -5,28 +5,23 @@ Values come from a YAML recipe and the command line; see `training.argument_pars
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from training.augmentation_arguments import AugmentationArguments
+from training.chat_arguments import ChatArguments
+from training.data_arguments import DataArguments
+from training.json_fields import JsonDict
+from training.packing_arguments import PackingArguments
+from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
+from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
-class JsonDict(dict[str, Any]):
-    """A dictionary field: a mapping in YAML, JSON text on the command line."""
-
-    def __init__(self, value: Any = "{}") -> None:
-        parsed = json.loads(value) if isinstance(value, str) else dict(value)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"expected a JSON object such as '{{\"hidden_size\": 96}}', got {value!r}")
-        super().__init__(parsed)
-
-
 @dataclass
-class CommonArguments:
+class CommonArguments(ScaleArguments):
     """What every stage has."""
 
     output_dir: str = ""
@@ -244,7 +239,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments):
+class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -255,18 +250,10 @@ class MultimodalArguments(CommonArguments):
     """Folder of a causal language model with its tokenizer; with vision_model, instead of model."""
     projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     """What stands between encoder and language model, when they are put together here."""
-    data: str = ""
-    """Conversations in LLaVA format, JSON or JSON Lines."""
-    image_root: str = ""
-    """Folder the conversations' image paths start from; empty: the folder of `data`."""
+    image_fit: Literal["", "stretch", "crop", "pad"] = ""
+    """How pictures become square: stretched, cut to their middle, or padded; empty: as the model's processor does."""
     train: list[str] = field(default_factory=lambda: ["projector"])
     """What learns, out of projector, language_model and vision_tower; the rest is frozen."""
-    vision_learning_rate: float = 0.0
-    """Peak learning rate of the vision tower if it is trained; 0 means learning_rate."""
-    on_bad_sample: Literal["raise", "skip"] = "raise"
-    """What to do with a record that cannot be used: stop before training, or leave it out and report it."""
-    check_images: int = 10_000
-    """Images decoded before training starts, evenly spaced over the data; a corrupt one found later stops the run."""
     max_length: int = 2048
     """Longest conversation in tokens, image tokens included; whole turns are dropped from the end and counted."""
     shuffle_turns: bool = False
@@ -276,7 +263,7 @@ class MultimodalArguments(CommonArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.data), "data: required, a file of conversations")
+        self.check_data(self.max_steps)
         parts = bool(self.vision_model) + bool(self.language_model)
         require(
             parts == 0 if self.model else parts == 2,
@@ -285,13 +272,10 @@ class MultimodalArguments(CommonArguments):
         for name in self.train:
             require(name in COMPONENTS, f"train: unknown component {name!r}; choose from {', '.join(COMPONENTS)}")
         require(bool(self.train), f"train: nothing to train; choose from {', '.join(COMPONENTS)}")
-        require(self.vision_learning_rate >= 0, "vision_learning_rate: must not be negative")
-        require(
-            not self.vision_learning_rate or "vision_tower" in self.train,
-            "vision_learning_rate: set, but `train` does not name vision_tower",
-        )
+        self.check_tuning(self.train, self.model)
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
+        self.check_packing(self.streaming)
 
 
 @dataclass

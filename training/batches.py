@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from training.interruption import ignore_signals
+
 KeyT = TypeVar("KeyT")
 Batch = dict[str, torch.Tensor]
 
@@ -51,6 +53,7 @@ def load_batches(
         # of its own, since a DataLoader draws from the global generator otherwise, which a resumed run would do once
         # more than a straight one
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=lambda _: ignore_signals(),
     )
     for batch in loader:
         if isinstance(batch, Exception):

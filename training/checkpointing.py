@@ -32,7 +32,9 @@ from defocus_mllm.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from defocus_mllm.loading import CheckpointError, load_strictly
+from defocus_mllm.loading import MODEL_FILES, CheckpointError, load_strictly
+from training.lora import is_adapted, load_adapted, load_adapter_weights
+from training.sharding import original_class, shard_like
 
 MANIFEST = "manifest.json"
 TRAINING_STATE = "training_state.pt"
@@ -94,10 +96,10 @@ def save_checkpoint(
 
 
 def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
-    """Put the files of `savables` directly into `directory`, `config.json` last.
+    """Put the files of `savables` directly into `directory`, `config.json` (or an adapter's configuration) last.
 
     The files are first written in full beside their place, so a full disk changes nothing; each then moves in one step.
-    A reader needs `config.json`, so a folder where it exists has all its weights.
+    A reader needs it, so a folder where it exists has all its weights.
     """
     directory = Path(directory)
     partial = directory / f"{PARTIAL_PREFIX}final-{os.getpid()}"
@@ -107,8 +109,9 @@ def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
         for savable in savables:
             savable.save_pretrained(partial)
         synchronise_tree(partial)
-        (directory / "config.json").unlink(missing_ok=True)
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        for name in MODEL_FILES:
+            (directory / name).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name in MODEL_FILES):
             if path.is_dir():
                 shutil.rmtree(directory / path.name, ignore_errors=True)
             os.replace(path, directory / path.name)
@@ -174,8 +177,22 @@ def load_training_state(directory: str | Path) -> dict[str, Any]:
 
 def load_model_weights(model: nn.Module, directory: str | Path) -> None:
     """Copy the weights saved in `directory` into `model`, bit for bit; `CheckpointError` when they do not fit."""
-    loaded = load_strictly(type(model), directory, "checkpoint", next(model.parameters()).dtype)
-    model.load_state_dict(loaded.state_dict())
+    if is_adapted(model):
+        load_adapter_weights(model, directory)
+        return
+    own, saved = model.state_dict(), load_saved(model, directory).state_dict()
+    model.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in saved.items()})
+
+
+def load_saved(model: nn.Module, directory: str | Path) -> nn.Module:
+    """The model saved in `directory`, a new one of the class and number format of `model`, whole and on the CPU.
+
+    Of an adapter's checkpoint it is the base model that `model` was made of, with the adapter. Raises `CheckpointError`
+    when the weights do not fit.
+    """
+    if is_adapted(model):
+        return load_adapted(model, directory)
+    return load_strictly(original_class(model), directory, "checkpoint", next(model.parameters()).dtype)
 
 
 def get_random_state() -> dict[str, Any]:

@@ -74,7 +74,7 @@ def build_contrastive(arguments: Stage0ContrastiveArguments) -> Stage:
 
 def load_checked(
     arguments: Stage0ContrastiveArguments, image_processor: DefocusImageProcessor
-) -> tuple[CaptionedImages, list[int], list[str]]:
+) -> tuple[CaptionedImages, Sequence[int], list[str]]:
     """Images with texts, which of them can be used, and a message for each other one."""
     columns = CaptionColumns(arguments.image_column, arguments.text_column)
     cache_bytes = arguments.image_cache_megabytes * 1024**2

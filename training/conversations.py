@@ -1,24 +1,28 @@
-"""Conversations about images in LLaVA's format (or with `messages`), checked before training starts.
+"""Conversations about images, from one or several sources, checked before training starts.
 
-A record: `{"id": 7, "image": "coco/000.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
-{"from": "gpt", "value": "A bus."}]}`. `image` may be absent (text only) or a list; roles may also be called user,
-assistant, system, their texts `content`, and the list `messages`. Unknown keys are ignored.
+A sample is looked up by number; what it holds lies in memory-mapped files, so that neither the number of records nor
+that of processes and workers costs memory.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from training.records import read_records, record_name
+import numpy
+from tqdm import tqdm
 
-PLACEHOLDER = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_NAMED_IN_MESSAGE = 20
+from training.bad_samples import BadSample, BadSamples, cause_of
+from training.conversation_index import ConversationIndex, open_index
+from training.conversation_records import BadRecord, ImageReference, structured
+from training.conversation_sources import read_slice
+from training.image_folder import ImageFolder
+from training.images import StoredImage
+from training.labels import NAMED_IN_MESSAGE
+from training.mixtures import MixtureStrategy, Part, mix
 
 Message = dict[str, Any]
 
@@ -30,212 +34,268 @@ class Conversation:
     record: str
     """Where it comes from, for messages: `conversations.json[12] (id 12)`."""
     messages: list[Message]
-    """Hugging Face structured messages; image parts hold the path: `{"type": "image", "image": "/data/coco/0.jpg"}`."""
+    """Hugging Face structured messages; image parts hold a path, `{"type": "image", "image": "/data/coco/0.jpg"}`, or a
+    `StoredImage`."""
+    source: str = ""
+    """The data it stands in, as the user named it."""
+
+    def bad(self, error: BaseException) -> BadSample:
+        """This conversation as one that cannot be used because of `error`, found in training."""
+        return BadSample(self.source, self.record, cause_of(error), str(error), found="in training")
 
 
 @dataclass(frozen=True)
-class _CheckedRecord:
-    name: str
-    turns: list[tuple[str, str]]
-    images: list[str]
+class SourceOptions:
+    """One source and how it is read."""
+
+    data: str
+    """Any location `open_source` takes."""
+    image_root: str = ""
+    """Folder that image paths start from; empty: the folder of `data`."""
+    weight: float = 1.0
+    """Its share in a mixture that is weighted."""
+    limit: int = 0
+    """Only the first so many usable conversations; 0 takes all."""
+    repair: bool = False
+    """See `check_record`."""
+    follow_links: bool = False
+    """See `ImageFolder`."""
+    any_extension: bool = False
+    """See `ImageFolder`."""
+    cache: str = ""
+    """See `open_index`."""
+
+    def folder(self) -> ImageFolder:
+        """The image root."""
+        path = Path(self.data)
+        root = self.image_root or (path if path.is_dir() else path.parent)
+        return ImageFolder(root, self.follow_links, self.any_extension)
+
+
+class SourceConversations(Sequence[Conversation]):
+    """The usable conversations of one source; made by `open_conversations`."""
+
+    def __init__(self, options: SourceOptions, index: ConversationIndex) -> None:
+        self.options, self.indexed = options, index
+        self.folder = options.folder()
+        self.rows: range | numpy.ndarray = range(len(index))
+        """The rows of the index that are used."""
+        self.num_other_extension = 0
+        """Images that were found under another extension than the record's."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Conversation:  # type: ignore[override]  # slices are of no use here
+        row = int(self.rows[number])
+        name = self.indexed.name(row)
+        images = self.indexed.images(row)
+        parts = [self._image(reference, row, f"{name}, image {place}") for place, reference in enumerate(images)]
+        return Conversation(name, structured(self.indexed.messages(row), iter(parts)), self.options.data)
+
+    def _image(self, reference: ImageReference, row: int, name: str) -> str | StoredImage:
+        if reference.path is not None and reference.size is None:
+            path = self.folder.path(reference.path)
+            return self.folder.find(reference.path)[0] if self.folder.any_extension else path
+        name = f"{self.options.data}: {name}"
+        if reference.path is not None:
+            return StoredImage(name, partial(read_slice, reference.path, reference.offset or 0, reference.size or 0))
+        if reference.bytes is not None:
+            return StoredImage(name, partial(same_bytes, reference.bytes))
+        position = self.indexed.position(row)
+        return StoredImage(name, partial(self.indexed.source.read_image, position, reference.offset or 0))
+
+    def leave_out(self, bad: BadSamples) -> dict[str, Any]:
+        """Check all records and images, keep the rows that can be used, and return what stands in the report.
+
+        Raises ValueError or FileNotFoundError for the first problem unless `bad` skips, and `TooManyBadSamples`.
+        """
+        examples = _Examples()
+        location = self.options.data
+        if self.indexed.num_problems and not bad.skips:
+            examples.refuse(location, next(self.indexed.problems()).message, self.indexed.num_problems)
+        for problem in self.indexed.problems():
+            examples.add(problem.reason, problem.message)
+            bad.add([BadSample(location, problem.name, problem.reason, problem.message)])
+            bad.check()
+        unusable = self._check_images(bad, examples)
+        if unusable:
+            self.rows = numpy.setdiff1d(numpy.arange(len(self.indexed), dtype=numpy.int32), unusable)
+        if self.options.limit:
+            self.rows = self.rows[: self.options.limit]
+        report = {"file": location, "records": self.indexed.facts["records"], "used": len(self)}
+        if not len(self):
+            first = "; ".join(message for messages in examples.first.values() for message in messages[:1])
+            raise ValueError(f"{location} holds no usable conversation of {report['records']}: {first}")
+        return report | {"left_out": examples.as_report(), "other_extension": self.num_other_extension}
+
+    def _check_images(self, bad: BadSamples, examples: _Examples) -> list[int]:
+        """The rows with an image that is missing or lies outside the image root."""
+        location, unusable, refused = self.options.data, [], _Examples()
+        bar = tqdm(self.indexed.named_images(), "looking for images", len(self.indexed), delay=2, unit="record")
+        for row, names in bar:
+            missing, problem = [], None
+            for name in names:
+                try:
+                    self.num_other_extension += self.folder.find(name)[1]
+                except BadRecord as error:
+                    if error.reason == "image missing":
+                        missing.append(str(error))
+                    problem = problem or error
+            if problem is None:
+                continue
+            record = self.indexed.name(row)
+            message = f"{record}: {', '.join(missing) or problem}"
+            if not bad.skips:
+                refused.add(problem.reason, message)
+                continue
+            unusable.append(row)
+            examples.add(problem.reason, message)
+            bad.add([BadSample(location, record, problem.reason, message)])
+            bad.check()
+        refused.refuse_images(location)
+        return unusable
+
+    def column(self, name: str) -> numpy.ndarray:
+        """(conversations,) int32: a column of the index."""
+        return self.indexed.column(name)[numpy.asarray(self.rows)]
+
+
+def same_bytes(content: bytes) -> bytes:
+    """What a `StoredImage` reads that is in memory already."""
+    return content
+
+
+class _Examples:
+    """Messages by cause: all are counted, few are kept."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, list[str]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, cause: str, message: str) -> None:
+        self.counts[cause] = self.counts.get(cause, 0) + 1
+        if self.counts[cause] <= NAMED_IN_MESSAGE:
+            self.first.setdefault(cause, []).append(message)
+
+    def as_report(self) -> dict[str, dict[str, Any]]:
+        return {cause: {"count": count, "first": self.first[cause]} for cause, count in self.counts.items()}
+
+    def refuse(self, location: str, message: str, count: int) -> None:
+        others = f"; {count - 1} more bad record(s)" if count > 1 else ""
+        raise ValueError(f"{location}: {message}{others}; mend the data {_REMEDY}")
+
+    def refuse_images(self, location: str) -> None:
+        """Raise for the first image outside the root or, if there is none, for all missing ones together."""
+        for cause in self.counts:
+            if cause != "image missing":
+                self.refuse(location, self.first[cause][0], sum(self.counts.values()))
+        if count := self.counts.get("image missing"):
+            listed = self.first["image missing"]
+            others = f"; and {count - len(listed)} more" if count > len(listed) else ""
+            raise FileNotFoundError(
+                f"{location}: images of {count} record(s) do not exist: {'; '.join(listed)}{others}; check image_root "
+                + _REMEDY
+            )
+
+
+_REMEDY = 'or leave such records out with on_bad_sample: "skip"'
 
 
 class ConversationDataset(Sequence[Conversation]):
-    """The usable conversations of one file; made by `load_conversations`."""
+    """The samples of an epoch; made by `load_conversations` or `open_conversations`."""
 
-    def __init__(self, records: list[_CheckedRecord], report: dict[str, Any]) -> None:
-        self._records = records
+    def __init__(self, sources: Sequence[SourceConversations], parts: Sequence[Part], report: dict[str, Any]) -> None:
+        self._sources, self._parts = sources, parts
+        self._starts = numpy.cumsum([0, *(len(part.samples) for part in parts)])
         self.report = report
         """What was found and what was left out; see `format_report`."""
 
     def __len__(self) -> int:
-        return len(self._records)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # slices are of no use here
-        record = self._records[index]
-        images = iter(record.images)
-        messages = [{"role": role, "content": _parts(text, images)} for role, text in record.turns]
-        return Conversation(record.name, messages)
+        number = int(numpy.searchsorted(self._starts, index, side="right")) - 1
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self._sources[number][int(self._parts[number].samples[index - int(self._starts[number])])]
 
+    @cached_property
+    def num_images(self) -> numpy.ndarray:
+        """(samples,) int32: images of each sample."""
+        return self._column("num_images")
 
-class BadRecord(ValueError):
-    """A record that cannot be trained on; the message names it and says how to mend it."""
+    @cached_property
+    def num_characters(self) -> numpy.ndarray:
+        """(samples,) int32: characters of each sample's texts; for English about four a token."""
+        return self._column("num_characters")
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        """The kind of problem in a few words, for counting."""
+    def _column(self, name: str) -> numpy.ndarray:
+        pairs = zip(self._sources, self._parts, strict=True)
+        return numpy.concatenate([source.column(name)[numpy.asarray(part.samples)] for source, part in pairs])
 
 
 def load_conversations(
-    path: str | Path, image_root: str | Path | None = None, on_bad_sample: str = "raise"
+    path: str | Path, image_root: str | Path | None = None, on_bad_sample: str = "raise", **options: Any
 ) -> ConversationDataset:
-    """Read and check a JSON list or JSON Lines file of conversations.
+    """The conversations of one source, which may be of any kind that `open_source` knows.
 
     Image paths are taken relative to `image_root` (default: the file's folder) and must stay inside it. With
     `on_bad_sample="raise"` a bad record is a ValueError naming file and record, all missing images being listed in one
     FileNotFoundError; with "skip" bad records are left out before training starts, and counted and named in the
-    dataset's `report`. Malformed JSON and a file without one usable record are errors either way.
+    dataset's `report`. A malformed JSON list and a file without one usable record are errors either way. `options` are
+    further fields of `SourceOptions`.
     """
-    if on_bad_sample not in ("raise", "skip"):
-        raise ValueError(f'on_bad_sample must be "raise" or "skip", not {on_bad_sample!r}')
-    path = Path(path)
-    root = os.path.abspath(image_root if image_root is not None else path.parent)
-    checked, problems = _check_records(path, root)
-    missing = {record.name: images for record in checked if (images := _missing_images(record))}
-    if on_bad_sample == "raise":
-        _raise_first(path, problems, missing)
-    usable = [record for record in checked if record.name not in missing]
-    report = _report(path, usable, problems, missing)
-    if not usable:
-        raise ValueError(f"{path} holds no usable conversation. {format_report(report)}")
-    return ConversationDataset(usable, report)
+    source = SourceOptions(str(path), str(image_root or ""), **options)
+    return open_conversations([source], BadSamples(on_bad_sample))
+
+
+def open_conversations(
+    sources: Sequence[SourceOptions], bad: BadSamples, strategy: MixtureStrategy = "concatenate", seed: int = 0
+) -> ConversationDataset:
+    """The conversations of several sources, mixed as `mix` says; what is left out goes to `bad`.
+
+    Raises ValueError or FileNotFoundError naming source and record, and `TooManyBadSamples`.
+    """
+    indexes = [open_index(options.data, options.repair, options.cache) for options in sources]
+    opened = [SourceConversations(options, index) for options, index in zip(sources, indexes, strict=True)]
+    bad.num_records += sum(source.indexed.facts["records"] for source in opened)
+    reports = [source.leave_out(bad) for source in opened]
+    parts = mix([len(source) for source in opened], [options.weight for options in sources], strategy, seed)
+    for source, part, report in zip(opened, parts, reports, strict=True):
+        facts = source.indexed.facts
+        counts = numpy.unique_counts(source.column("num_images"))
+        report |= {
+            "turns": int(source.column("num_answers").sum()),
+            "images_per_conversation": dict(zip(counts.values.tolist(), counts.counts.tolist(), strict=True)),
+            "distinct_images": facts["distinct_images"],
+            "repaired": facts["repaired"],
+            "samples": len(part.samples),
+            "epochs": round(part.epochs, 4),
+        }
+    return ConversationDataset(opened, parts, reports[0] if len(reports) == 1 else {"sources": reports})
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report of a dataset in a few lines for the log; every record left out is named."""
+    """The report of a dataset in a few lines for the log; of each cause some records left out are named."""
+    if "sources" in report:
+        total = sum(source["samples"] for source in report["sources"])
+        lines = []
+        for source in report["sources"]:
+            share = f"{source['samples']:,} samples ({source['samples'] / total:.1%}), {source['epochs']:g} epoch(s)"
+            lines.append(f"{format_report(source)}\n  in each epoch of the mixture: {share}")
+        return "\n".join([*lines, f"mixture: {total:,} samples an epoch"])
     counts = ", ".join(f"{count} with {number} image(s)" for number, count in report["images_per_conversation"].items())
     lines = [
         f"{report['file']}: {report['records']} records, {report['used']} used ({counts or 'none'}),"
         f" {report['turns']} question/answer pairs, {report['distinct_images']} distinct images"
     ]
-    for reason, messages in report["left_out"].items():
-        lines.append(f"left out, {reason}: {len(messages)}")
-        lines += [f"  {message}" for message in messages]
+    lines += [f"repaired, {kind}: {count}" for kind, count in report["repaired"].items()]
+    if report["other_extension"]:
+        lines.append(f"found under another extension: {report['other_extension']} images")
+    for reason, found in report["left_out"].items():
+        lines.append(f"left out, {reason}: {found['count']}")
+        lines += [f"  {message}" for message in found["first"]]
+        if found["count"] > len(found["first"]):
+            lines.append(f"  and {found['count'] - len(found['first'])} more")
     return "\n".join(lines)
-
-
-def _check_records(path: Path, root: str) -> tuple[list[_CheckedRecord], list[BadRecord]]:
-    checked, problems = [], []
-    for index, record in enumerate(read_records(path)):
-        name = record_name(path, index, record)
-        try:
-            images = _image_paths(record, root, name)
-            turns = _turns(record, name)
-            _check_placeholders(turns, len(images), name)
-            checked.append(_CheckedRecord(name, turns, images))
-        except BadRecord as problem:
-            problems.append(problem)
-    return checked, problems
-
-
-def _image_paths(record: dict[str, Any], root: str, name: str) -> list[str]:
-    value = record.get("image")
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    paths = []
-    for image in names:
-        if not isinstance(image, str) or not image:
-            raise BadRecord("image is no path", f"{name}: image must be a path or a list of paths, not {image!r}")
-        # Compared as written: a folder linked to another disk is the user's choice, ".." in a data file is not.
-        path = os.path.normpath(os.path.join(root, image))
-        if os.path.commonpath([root, path]) != root:
-            raise BadRecord(
-                "image outside the image root",
-                f"{name}: image {image!r} lies outside the image root {root}; move it there",
-            )
-        paths.append(path)
-    return paths
-
-
-def _turns(record: dict[str, Any], name: str) -> list[tuple[str, str]]:
-    """(role, text) of each turn: an optional system turn, then user and assistant in alternation."""
-    key = "conversations" if "conversations" in record else "messages"
-    turns = record.get(key)
-    if not isinstance(turns, list) or not turns:
-        raise BadRecord("no conversation", f'{name}: needs a non-empty list "conversations"')
-    result = [_turn(turn, f"{name}, {key}[{index}]") for index, turn in enumerate(turns)]
-    roles = [role for role, _ in result]
-    dialogue = roles[1:] if roles[0] == "system" else roles
-    expected = ["user", "assistant"] * (max(len(dialogue), 2) // 2)
-    if dialogue != expected:
-        raise BadRecord(
-            "turns out of order",
-            f"{name}: the roles are {', '.join(roles)}; needed: human and gpt in turn, human first, gpt last",
-        )
-    return result
-
-
-def _turn(turn: Any, name: str) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        raise BadRecord("turn is no object", f'{name}: must be an object with "from" and "value", not {turn!r}')
-    role = turn.get("from", turn.get("role"))
-    text = turn.get("value", turn.get("content"))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadRecord("unknown role", f'{name}: "from" must be one of {", ".join(_ROLES)}, not {role!r}')
-    if not isinstance(text, str):
-        raise BadRecord("text missing", f'{name}: "value" must be a string, not {text!r}')
-    if not text.strip():
-        raise BadRecord("empty text", f'{name}: the text of "{role}" is empty; fill it in or remove the pair')
-    return _ROLES[role], text
-
-
-def _check_placeholders(turns: list[tuple[str, str]], num_images: int, name: str) -> None:
-    found = 0
-    for role, text in turns:
-        count = text.count(PLACEHOLDER)
-        if count and role != "user":
-            raise BadRecord(
-                "<image> outside a human turn",
-                f"{name}: {PLACEHOLDER} stands in a {role} turn; only human turns show images",
-            )
-        found += count
-    if found != num_images:
-        raise BadRecord(
-            "<image> count",
-            f"{name}: {found} {PLACEHOLDER} in the text but {num_images} image(s); write one for each image",
-        )
-
-
-def _parts(text: str, images: Iterator[str]) -> list[dict[str, str]]:
-    """Structured content, each image where its placeholder stands.
-
-    The template puts a line break between parts, so the one that is written beside a placeholder is taken away.
-    """
-    parts: list[dict[str, str]] = []
-    pieces = text.split(PLACEHOLDER)
-    for index, piece in enumerate(pieces):
-        if index > 0:
-            parts.append({"type": "image", "image": next(images)})
-            piece = piece.removeprefix("\n")
-        if index < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-def _missing_images(record: _CheckedRecord) -> list[str]:
-    return [image for image in record.images if not os.path.isfile(image)]
-
-
-def _raise_first(path: Path, problems: list[BadRecord], missing: dict[str, list[str]]) -> None:
-    remedy = 'or leave such records out with on_bad_sample: "skip"'
-    if problems:
-        others = f"; {len(problems) - 1} more bad record(s)" if len(problems) > 1 else ""
-        raise ValueError(f"{path}: {problems[0]}{others}; mend the data {remedy}")
-    if missing:
-        listed = [f"{name}: {image}" for name, images in missing.items() for image in images]
-        shown = "; ".join(listed[:_NAMED_IN_MESSAGE])
-        others = f"; and {len(listed) - _NAMED_IN_MESSAGE} more" if len(listed) > _NAMED_IN_MESSAGE else ""
-        raise FileNotFoundError(
-            f"{path}: images of {len(missing)} record(s) do not exist: {shown}{others}; check image_root {remedy}"
-        )
-
-
-def _report(
-    path: Path, usable: list[_CheckedRecord], problems: list[BadRecord], missing: dict[str, list[str]]
-) -> dict[str, Any]:
-    left_out: dict[str, list[str]] = {}
-    for problem in problems:
-        left_out.setdefault(problem.reason, []).append(str(problem))
-    for name, images in missing.items():
-        left_out.setdefault("image missing", []).append(f"{name}: {', '.join(images)}")
-    return {
-        "file": str(path),
-        "records": len(usable) + len(problems) + len(missing),
-        "used": len(usable),
-        "turns": sum(role == "assistant" for record in usable for role, _ in record.turns),
-        "images_per_conversation": dict(sorted(Counter(len(record.images) for record in usable).items())),
-        "distinct_images": len({image for record in usable for image in record.images}),
-        "left_out": left_out,
-    }

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from defocus_mllm.files import PARTIAL_PREFIX, combined_sha256, file_sha256
+from defocus_mllm.files import PARTIAL_PREFIX, file_sha256, model_sha256
 
 
 def check_writable(directory: str | Path) -> None:
@@ -26,13 +26,13 @@ def check_writable(directory: str | Path) -> None:
         raise ValueError(f"output_dir {directory} cannot be written: {error.strerror or error}") from error
 
 
-def remove_partial_work(directory: str | Path) -> list[str]:
-    """Delete what an interrupted run left unfinished directly in `directory`; return the names deleted."""
+def remove_partial_work(directory: str | Path, prefix: str = PARTIAL_PREFIX) -> list[str]:
+    """Delete what was left unfinished directly in `directory` under names with `prefix`; return the names deleted."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
     removed = []
-    for path in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
+    for path in sorted(directory.glob(f"{glob.escape(prefix)}*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -53,13 +53,9 @@ def fingerprint(path: str | Path) -> str:
     if path.is_file():
         return file_sha256(path)
     if (path / "config.json").is_file() or (path / "tokenizer_config.json").is_file():
-        return combined_sha256(sorted(file for file in path.iterdir() if _defines_a_model(file)))
+        return model_sha256(path)
     files = sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
     listing = [f"{os.path.relpath(file, path.parent)} {file.stat().st_size}" for file in files if file.is_file()]
     if not listing:
         raise FileNotFoundError(f"{path} does not exist or is empty")
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()
-
-
-def _defines_a_model(file: Path) -> bool:
-    return file.is_file() and file.suffix in {".json", ".safetensors", ".jinja", ".model"} and file.name != "run.json"

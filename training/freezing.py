@@ -24,6 +24,7 @@ class FreezePlan:
     rows: list[dict[str, Any]]
     """One row a component and decay group: `component`, `parameters`, `trainable`, `learning_rate`, `weight_decay`."""
     frozen_modules: list[nn.Module] = field(default_factory=list)
+    trained_modules: list[nn.Module] = field(default_factory=list)
 
     def set_training_mode(self, model: nn.Module) -> None:
         """`model.train()`, except frozen components: no dropout or drop path where nothing can learn from it."""
@@ -32,6 +33,8 @@ class FreezePlan:
             module.eval()
             for layer in checkpointed_layers(module):
                 layer.training = True  # else Transformers does not recompute it; the dropout inside it stays off
+        for module in self.trained_modules:
+            module.train()  # an adapter lies within what is frozen
 
     @property
     def trainable_names(self) -> list[str]:
@@ -122,6 +125,7 @@ def apply_freezing(
         for _, parameter in members:
             parameter.requires_grad_(trained)
         if trained:
+            plan.trained_modules.extend(components[component])
             rate = (learning_rates or {}).get(component, learning_rate)
             _add_groups(plan, component, members, rate, weight_decay, decay_class_token)
         else:

@@ -37,22 +37,12 @@ _SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
-class ImageStream:
-    """A data set that is read from its beginning, shard by shard.
-
-    Rows have the columns `columns.image` (`{"bytes", "path"}`) and `columns.label` (a class number), and what `name`
-    needs.
-    """
+class RowStream:
+    """A data set that is read from its beginning, shard by shard."""
 
     where: str
     """What is read, as messages call it."""
     rows: datasets.IterableDataset
-    columns: Columns
-    label_names: list[str]
-    name: Callable[[dict[str, Any]], str]
-    """Row -> how messages call it: `train.parquet[12]`."""
-    may_name_files: bool
-    """Whether a picture may be a path instead of bytes."""
 
     def one_pass(self, seed: int, buffer_size: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
         """All rows that are this process's, in an order that `seed` decides.
@@ -66,8 +56,21 @@ class ImageStream:
         if world_size > 1:
             strategy = "shards" if rows.num_shards >= world_size else "examples"
             rows = split_dataset_by_node(rows, rank, world_size, strategy=strategy)
-        with _one_line_errors(self.where):
+        with one_line_errors(self.where):
             yield from rows
+
+
+@dataclass(frozen=True)
+class ImageStream(RowStream):
+    """Rows have the columns `columns.image` (`{"bytes", "path"}`) and `columns.label` (a class number), and what `name`
+    needs."""
+
+    columns: Columns
+    label_names: list[str]
+    name: Callable[[dict[str, Any]], str]
+    """Row -> how messages call it: `train.parquet[12]`."""
+    may_name_files: bool
+    """Whether a picture may be a path instead of bytes."""
 
 
 def open_stream(data: str | Path, columns: Columns, num_labels: int = 0) -> ImageStream:
@@ -82,8 +85,8 @@ def open_stream(data: str | Path, columns: Columns, num_labels: int = 0) -> Imag
     """
     if Path(data).suffix in (".jsonl", ".json") or (Path(data) / "metadata.jsonl").is_file():
         raise ValueError(f"{data}: pictures named by a metadata.jsonl are opened one by one; leave streaming out")
-    with _one_line_errors(str(data)):
-        if shards := _tar_files(data):
+    with one_line_errors(str(data)):
+        if shards := tar_files(data):
             return _webdataset(str(data), shards, columns, num_labels)
         if not (Path(data) / "dataset_info.json").is_file() and (files := parquet_files(data)):
             return _parquet(str(data), files, columns, num_labels)
@@ -91,14 +94,16 @@ def open_stream(data: str | Path, columns: Columns, num_labels: int = 0) -> Imag
 
 
 @contextlib.contextmanager
-def _one_line_errors(where: str, kinds: tuple[type[Exception], ...] = _READ_ERRORS) -> Iterator[None]:
+def one_line_errors(where: str, kinds: tuple[type[Exception], ...] = _READ_ERRORS) -> Iterator[None]:
+    """Turn an error of a library in the block into a ValueError of one line that names `where`."""
     try:
         yield
     except kinds as error:  # an argument, because a stream may be closed when the module is gone
         raise ValueError(f"{where} cannot be read: {first_line(error)}") from error
 
 
-def _tar_files(data: str | Path) -> list[str]:
+def tar_files(data: str | Path) -> list[str]:
+    """The `.tar` files that a file, folder or glob pattern stands for, sorted."""
     path = Path(data)
     files = map(str, path.rglob("*.tar")) if path.is_dir() else [str(path)] if path.is_file() else glob.glob(str(data))
     return sorted(file for file in files if file.endswith(".tar"))
@@ -119,7 +124,7 @@ def _webdataset(where: str, shards: list[str], columns: Columns, num_labels: int
 
 
 def _parquet(where: str, files: list[str], columns: Columns, num_labels: int) -> ImageStream:
-    groups = [group for file in files for group in _row_groups(file)]
+    groups = [group for file in files for group in row_groups(file)]
     if not groups:
         raise ValueError(f"{where} holds no row")
     features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
@@ -133,9 +138,9 @@ def _parquet(where: str, files: list[str], columns: Columns, num_labels: int) ->
     return ImageStream(where, rows, columns, names, lambda row: row["record"], may_name_files=False)
 
 
-def _row_groups(file: str) -> list[tuple[str, int, int]]:
+def row_groups(file: str) -> list[tuple[str, int, int]]:
     """(file, number, first row) of each row group."""
-    with _one_line_errors(file):
+    with one_line_errors(file):
         metadata = pyarrow.parquet.read_metadata(file)
     groups, first = [], 0
     for number in range(metadata.num_row_groups):
@@ -146,7 +151,7 @@ def _row_groups(file: str) -> list[tuple[str, int, int]]:
 
 def _parquet_rows(groups: list[tuple[str, int, int]], image: str, label: str) -> Iterator[dict[str, Any]]:
     for file, number, row in groups:
-        with _one_line_errors(file):
+        with one_line_errors(file):
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, [number], [image, label]):
                 for cells in batch.to_pylist():
                     cell = cells[image]

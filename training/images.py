@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from defocus_mllm.images import load_image
+from defocus_mllm.image_processing_defocus import square_of
+from defocus_mllm.images import ANIMATED, MAX_PIXELS, ImageError, decode_image, load_image
 
 CACHE_BYTES = 1024**3
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture inside a larger file: a row of a table, a member of a shard, a data URL."""
+
+    name: str
+    """Says where it is, and is no other picture's."""
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+    """Its bytes, read anew each time."""
+
+    def load(self) -> Image.Image:
+        """The picture. Raises `ImageError`."""
+        return decode_image(io.BytesIO(self.read()), self.name)
 
 
 class PixelLoader:
@@ -30,10 +47,14 @@ class PixelLoader:
         self._normalised = _normalised_values(image_processor)
         self._capacity = cache_bytes // (3 * self.size[0] * self.size[1])
         self._cache: dict[Hashable, torch.Tensor] = {}
+        self.num_animated = 0
+        """Pictures decoded so far that are the first frame of several."""
 
-    def __call__(self, path: str | Path) -> torch.Tensor:
-        """`pixel_values` (3, height, width), float32, of the file `path`. Raises what `load_image` raises."""
-        return self.normalise(self.pixels(str(path), lambda: load_image(path)))
+    def __call__(self, image: str | Path | StoredImage) -> torch.Tensor:
+        """`pixel_values` (3, height, width), float32, of a file or a stored image. Raises what `load_image` raises."""
+        if isinstance(image, StoredImage):
+            return self.normalise(self.pixels(image, image.load))
+        return self.normalise(self.pixels(str(image), lambda: load_image(image)))
 
     def process(self, image: Image.Image) -> torch.Tensor:
         """`pixel_values` (3, height, width), float32, of a picture of any mode, which is not remembered."""
@@ -47,7 +68,9 @@ class PixelLoader:
         """(3, height, width) uint8 of the RGB picture `load` gives, which `key` stands for; treat it as read-only."""
         if key in self._cache:
             return self._cache[key]
-        pixels = self.resize(load())
+        image = load()
+        self.num_animated += bool(image.info.get(ANIMATED))
+        pixels = self.resize(image)
         if len(self._cache) < self._capacity:
             self._cache[key] = pixels
         return pixels
@@ -55,9 +78,25 @@ class PixelLoader:
     def resize(self, image: Image.Image) -> torch.Tensor:
         """(3, height, width) uint8 of a decoded RGB picture, resized as the image processor does."""
         height, width = self.size
-        resized = image.resize((width, height), self.image_processor.resample)
+        resized = self._squared(image).resize((width, height), self.image_processor.resample)
         flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
         return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
+
+    def _squared(self, image: Image.Image) -> Image.Image:
+        fit = self.image_processor.fit
+        if fit == "stretch" or image.width == image.height:
+            return image
+        left, top, side = square_of(image.width, image.height, fit)
+        if fit == "crop":
+            return image.crop((left, top, left + side, top + side))
+        if side * side > MAX_PIXELS:
+            raise ImageError(
+                f"an image of {image.width} x {image.height} pixels would be padded to more than {MAX_PIXELS}; cut or "
+                'scale it, or set image_fit: "crop"'
+            )
+        square = Image.new("RGB", (side, side), self.image_processor.bar_colour)
+        square.paste(image, (-left, -top))
+        return square
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """`pixel_values` (..., 3, height, width), float32, of 8-bit pixels of the same shape."""

@@ -7,7 +7,6 @@ checkpoint is bit-equal to one that was never stopped.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,42 +16,33 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.acceleration import checkpoint_activations, compile_in_place, explained_compilation
 from training.arguments import CommonArguments
-from training.averaging import copy_into, exchanged
 from training.batches import Batch, load_batches
 from training.checkpointing import (
     CheckpointError,
+    Savable,
     get_random_state,
-    load_model_weights,
     load_training_state,
     save_checkpoint,
     set_random_state,
     step_directory,
 )
+from training.engine import Engine
 from training.freezing import FreezePlan
+from training.interruption import Interrupted, Interruption, elected
 from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
+from training.schedule import cosine_scale
 from training.stage import Stage
+from training.token_counts import TokenCounts
 
 
 class NonFiniteLossError(ValueError):
     """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
-
-
-def cosine_scale(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
-    """Factor on the peak learning rate for the update number `step` (from 0).
-
-    Rises linearly to 1 over `warmup_steps`, then falls along half a cosine; the last step is the one before `floor`.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class TrainingLoop:
@@ -89,37 +79,39 @@ class TrainingLoop:
         self.warmup_steps = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * self.total_steps)
         self.output_dir = Path(arguments.output_dir)
         self.metrics = MetricsFile(self.output_dir)
-        self.model: nn.Module = stage.model
+        self.interruption = Interruption()
         self.step = 0
         self.train_seconds = 0.0
+        self._saved_step = 0
         self._pending: list[torch.Tensor] = []
         self._prepare()
 
     def _prepare(self) -> None:
-        arguments = self.arguments
-        groups = [
-            {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
-            for group in self.freeze.optimizer_groups
-        ]
-        self.stage.model.to(self.accelerator.device)
-        betas = (arguments.adam_beta1, arguments.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, arguments.learning_rate, betas, arguments.adam_epsilon, fused=True)
+        arguments, device = self.arguments, self.accelerator.device
         self.recomputed = ""
         if arguments.gradient_checkpointing:
             self.recomputed = checkpoint_activations(self.stage.model, self.freeze.frozen_modules)
         if arguments.torch_compile:
-            compile_in_place(self.stage.model, self.accelerator.device)
-        self.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        self.average = [p.detach().clone() for p in self.parameters] if arguments.ema_decay > 0 else []
-        self.window_loss = torch.zeros((), device=self.accelerator.device)
+            compile_in_place(self.stage.model, device)
+        groups = [
+            {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
+            for group in self.freeze.optimizer_groups
+        ]
+        self.engine = Engine(self.accelerator, self.stage.model, groups, arguments)
+        self.average = self.engine.copy_parameters() if arguments.ema_decay > 0 else []
+        self.window_loss = torch.zeros((), device=device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
-        self.grad_norm = torch.zeros((), device=self.accelerator.device)
+        self.window_tokens = TokenCounts()
+        self.grad_norm = torch.zeros((), device=device)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train from the current step to the last. Raises `NonFiniteLossError` naming the step."""
+        """Train from the current step to the last.
+
+        Raises `NonFiniteLossError` naming the step, or `Interrupted` on every process, after a checkpoint, if
+        `interruption` was asked for on any of them.
+        """
         began, seconds_before = time.perf_counter(), self.train_seconds
         self._window_began = began
         batches = self._batches()
@@ -150,10 +142,11 @@ class TrainingLoop:
                     self.after_step(self.step)
 
     def _batches(self) -> Iterator[Batch]:
-        sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        self.sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
+        workers = self.arguments.dataloader_num_workers
+        return load_batches(self.stage.load_batch, self.sampler, workers, pin_memory, seed)
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))
@@ -164,63 +157,78 @@ class TrainingLoop:
         return current
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
-        loss, items = self._forward_and_backward(batches)
+        micro_batches, items = self._next_batch(batches, self.sampler.micro_batches(self.step))
+        self.window_tokens.add(micro_batches)
+        loss = self._forward_and_backward(micro_batches, items)
+        self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
         self._check_finite(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.step()
         self._update_average()
         self.window_loss += loss
         self.window_steps += 1
         self.window_units += items if self.stage.unit == "tokens" else self.arguments.global_batch_size
 
-    def rehearse_step(self) -> float:
-        """Loss of the first step on this process, after a forward and backward pass that changes no weight."""
+    def rehearse(self, attempts: int) -> tuple[float, list[float]]:
+        """Loss of a first micro-batch and gradient norm of every optimizer group; changes no weight.
+
+        Micro-batches are added up, `attempts` at most, until every group has had a gradient: one without pictures gives
+        none to what reads pictures.
+        """
         self._begin_epoch_if_new(-1)
+        batches = self._batches()
         with explained_compilation():
-            loss, _ = self._forward_and_backward(self._batches())
-        self._check_finite(loss)
-        self._raise_if_not_finite()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+            loss = self._forward_and_backward(*self._next_batch(batches, 1))
+            norms = self.engine.gradient_norms()
+            for _ in range(min(attempts, self._micro_batches_of_first_steps(attempts)) - 1):
+                if all(norms):  # those that are not finite count as well
+                    break
+                self._forward_and_backward(*self._next_batch(batches, 1))
+                norms = self.engine.gradient_norms()
+        return self.accelerator.reduce(loss, reduction="sum").item(), norms
 
-    def _forward_and_backward(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """Gradients of one step, clipped; returns this process's part of the loss and the step's number of items."""
-        micro_batches = [next(batches) for _ in range(self.plan.accumulation_steps)]
-        items = self._count_items(micro_batches)
-        world_size = self.accelerator.num_processes
-        device = self.accelerator.device
-        loss_of_step = torch.zeros((), device=device)
-        for number, batch in enumerate(micro_batches, start=1):
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            with self._gradients_shared_if(number == len(micro_batches)):
-                loss = self.stage.compute_loss(self.model, batch, items)
-                # distributed training averages gradients over processes where a sum is needed
-                self.accelerator.backward(loss * world_size if world_size > 1 else loss)
-            loss_of_step += loss.detach()
-        limit = self.arguments.max_grad_norm or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        return loss_of_step, items
+    def _micro_batches_of_first_steps(self, count: int) -> int:
+        return sum(self.sampler.micro_batches(step) for step in range(min(count, self.total_steps)))
 
-    def _count_items(self, micro_batches: Sequence[Batch]) -> int:
-        items = sum(self.stage.count_items(batch) for batch in micro_batches)
+    def _next_batch(self, batches: Iterator[Batch], count: int) -> tuple[list[Batch], int]:
+        """This process's next `count` micro-batches, and the supervised items of all processes in them.
+
+        In the same message the processes tell each other whether one of them was asked to stop: then all raise
+        `Interrupted`, after a checkpoint.
+        """
+        votes = self.interruption.votes()
+        micro_batches = [] if any(votes) else [next(batches) for _ in range(count)]
+        told = torch.tensor([sum(self.stage.count_items(batch) for batch in micro_batches), *votes])
         if self.accelerator.num_processes > 1:
-            counted = torch.tensor(items, device=self.accelerator.device)
-            items = int(self.accelerator.reduce(counted, reduction="sum"))
+            told = self.accelerator.reduce(told.to(self.accelerator.device), reduction="sum")
+        items, *votes = told.tolist()
+        if signal_name := elected(votes):
+            if self.step > self._saved_step:
+                self.save()
+            raise Interrupted(signal_name, self.step)
         if items == 0:
             raise ValueError(
                 f"step {self.step}: the batch of {self.arguments.global_batch_size} samples has nothing to learn from "
                 "(no supervised token or label); check the data"
             )
-        return items
+        return micro_batches, items
 
-    def _gradients_shared_if(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+    def _forward_and_backward(self, micro_batches: Sequence[Batch], items: int) -> torch.Tensor:
+        """Gradients of these micro-batches; returns this process's part of the loss."""
+        device = self.accelerator.device
+        loss_of_step = torch.zeros((), device=device)
+        for number, batch in enumerate(micro_batches, start=1):
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            with self.engine.micro_step(last=number == len(micro_batches)):
+                loss = self.stage.compute_loss(self.engine.model, batch, items)
+                self.engine.backward(loss)
+            loss_of_step += loss.detach()
+        return loss_of_step
 
     def _set_learning_rates(self) -> None:
         floor = self.arguments.min_learning_rate / self.arguments.learning_rate
         scale = cosine_scale(self.step, self.total_steps, self.warmup_steps, floor)
-        for group in self.optimizer.param_groups:
+        for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
 
     def _update_average(self) -> None:
@@ -229,7 +237,7 @@ class TrainingLoop:
             if self.arguments.ema_warmup:  # the average of few steps must not be ruled by the random initialisation
                 decay = min(decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                get_ema_multi_avg_fn(decay)(self.average, self.parameters, 0)
+                get_ema_multi_avg_fn(decay)(self.average, self.engine.parameters, 0)
 
     def _check_finite(self, loss: torch.Tensor) -> None:
         """On a CPU before every update; on a GPU, where looking means waiting, before logging and saving."""
@@ -263,10 +271,11 @@ class TrainingLoop:
             "step": self.step,
             "epoch": round(self.plan.epoch_at(self.step), 4),
             "loss": loss,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
             "grad_norm": self.grad_norm.item(),
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
+            **self.window_tokens.describe(self.accelerator, self.window_steps, self.arguments.global_batch_size),
         }
         if self.accelerator.is_main_process:
             self.metrics.append(values)
@@ -274,6 +283,7 @@ class TrainingLoop:
             bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.window_tokens.reset()
 
     def _validation_is_due(self) -> bool:
         every = self.stage.validation_steps
@@ -289,7 +299,7 @@ class TrainingLoop:
         assert self.stage.validate is not None
         self._raise_if_not_finite()
         began = time.perf_counter()
-        with exchanged(self.parameters, self.average):
+        with self.engine.assigned(self.average):
             values = self.stage.validate(self.accelerator)
         if self.average:
             last = self.stage.validate(self.accelerator)
@@ -306,23 +316,30 @@ class TrainingLoop:
         self._raise_if_not_finite()
         window_loss = self.accelerator.reduce(self.window_loss, reduction="sum")
         random_states = gather_object([get_random_state()])
+        state = {
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "parameter_names": self.freeze.trainable_names,
+            "optimizer": self.engine.optimizer_state(),
+            "average": self.engine.gathered(self.average),
+            "random_states": random_states,
+            "window": [window_loss.item(), self.window_steps, self.window_units],
+            "window_tokens": self.window_tokens.over_processes(self.accelerator),
+        }
+        savables = self.savables()
         if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "train_seconds": self.train_seconds,
-                "parameter_names": self.freeze.trainable_names,
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average,
-                "random_states": random_states,
-                "window": [window_loss.item(), self.window_steps, self.window_units],
-            }
+            self.metrics.synchronise()
             directory = step_directory(self.output_dir / "checkpoints", self.step)
-            savables: list[Any] = [self.stage.model, *self.stage.companions]
             run = read_run(self.output_dir)
             if run is not None:
                 run |= {"step": self.step, "train_seconds": round(self.train_seconds, 3)}
             save_checkpoint(directory, savables, state, self.arguments.save_total_limit, run)
         self.accelerator.wait_for_everyone()
+        self._saved_step = self.step
+
+    def savables(self) -> list[Savable]:
+        """The model and what belongs to it, to be saved by the main process. Every process must call this."""
+        return [self.engine.savable(self.stage.writer), *self.stage.companions]
 
     def resume(self, directory: Path) -> list[str]:
         """Continue from a verified checkpoint; returns warnings (what could not be restored).
@@ -334,15 +351,15 @@ class TrainingLoop:
             raise CheckpointError(
                 f"checkpoint {directory} trained other parameters than this run; start a new output_dir"
             )
-        load_model_weights(self.stage.model, directory)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for average, saved in zip(self.average, state["average"], strict=True):
-            average.copy_(saved)
+        self.engine.load(directory, state["optimizer"])
+        self.engine.load_average(self.average, state["average"])
         self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self._saved_step = self.step
         loss, self.window_steps, self.window_units = state["window"]
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
         if self.accelerator.is_main_process:
+            self.window_tokens.reset(state.get("window_tokens", (0, 0, 0)))
             self.metrics.keep_until(self.step)
         return self._restore_random_state(state["random_states"])
 
@@ -357,5 +374,5 @@ class TrainingLoop:
 
     def use_average(self) -> bool:
         """Put the averaged weights (EMA) into the model; False when none are kept."""
-        copy_into(self.parameters, self.average)
+        self.engine.assign(self.average)
         return bool(self.average)

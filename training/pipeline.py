@@ -20,6 +20,7 @@ from typing import Any
 
 from defocus_mllm.console import run_script
 from defocus_mllm.files import write_json_atomically
+from defocus_mllm.loading import holds_model
 from training.argument_parsing import ArgumentsError, parse_arguments, recipe_values, split_config
 from training.arguments import SECTIONS, CommonArguments, EvaluationArguments, require
 from training.files import fingerprint
@@ -155,7 +156,7 @@ def is_finished(step: Step) -> bool:
     run = read_run(arguments.output_dir)
     if run is None or run["status"] != "complete" or run["stage"] != step.name:
         return False
-    if changed_arguments(run["arguments"], arguments) or not (Path(arguments.output_dir) / "config.json").is_file():
+    if changed_arguments(run["arguments"], arguments) or not holds_model(arguments.output_dir):
         return False
     return all(_same(getattr(arguments, name, ""), recorded) for name, recorded in run["inputs"].items())
 

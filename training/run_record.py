@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defocus_mllm.files import write_json_atomically, write_text_atomically
+from defocus_mllm.files import explain_write_error, synchronise_tree, write_json_atomically, write_text_atomically
 from defocus_mllm.provenance import commit, hardware, versions
 from training.files import fingerprint
 
@@ -22,7 +22,7 @@ MAY_DIFFER = frozenset(
     {
         *("output_dir", "resume", "dry_run", "logging_steps", "save_steps", "save_total_limit"),
         *("per_device_batch_size", "dataloader_num_workers", "cpu", "validation_steps", "image_cache_megabytes"),
-        *("gradient_checkpointing", "torch_compile"),
+        *("gradient_checkpointing", "torch_compile", "world_size", "max_bad_samples", "index_cache"),
     }
 )
 """Arguments that say where, how often or on what, and not what is learned: a run may be continued with others."""
@@ -31,7 +31,7 @@ MAY_DIFFER = frozenset(
 class RunRecord:
     """`run.json` of one run directory. Only the main process may write it.
 
-    Fields: `status` ("running", "complete", "failed"), `error`, `arguments`, `inputs` (path and fingerprint of all that
+    Fields: `status` ("running", "complete", "interrupted", "failed"), `error`, `arguments`, `inputs` (path and fingerprint of all that
     was read), `versions`, `commit`, `hardware`, `world_size`, `train_seconds` (in the loop, over all resumptions),
     `wall_seconds` (of the last process), `started`, `finished`, and what the stage adds (`freeze`, `total_steps`, ...).
     """
@@ -68,7 +68,7 @@ class RunRecord:
         write_json_atomically(self.path, self.content)
 
     def finish(self, status: str, **facts: Any) -> None:
-        """`update` with the final `status`: "complete" or "failed"."""
+        """`update` with the final `status`: "complete", "interrupted" (it may go on) or "failed"."""
         self.update(status=status, finished=_now(), **facts)
 
 
@@ -154,9 +154,17 @@ class MetricsFile:
         write_text_atomically(self.path, "".join(kept))
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Write one line; `keep_until` removes what a kill may cut off."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values, allow_nan=False) + "\n")
+        """Write one line; `keep_until` removes what a kill may cut off. Raises `DiskFullError` when the disk is full."""
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(values, allow_nan=False) + "\n")
+        except OSError as error:
+            raise explain_write_error(error, self.path) from error
+
+    def synchronise(self) -> None:
+        """Have all lines on the disk itself, as a checkpoint written next will be."""
+        if self.path.is_file():
+            synchronise_tree(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines."""

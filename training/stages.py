@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from defocus_mllm.files import PARTIAL_PREFIX
+from defocus_mllm.loading import holds_model
 from training.arguments import CommonArguments
-from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final, write_card
+from training.checkpointing import find_newest_valid, save_final, write_card
+from training.data_arguments import data_locations
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
+from training.interruption import EXIT_STOPPED, Interrupted
 from training.loop import TrainingLoop
+from training.preflight import describe, rehearse
+from training.processes import make_accelerator
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
 from training.stage import Stage
@@ -51,9 +55,10 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     output behind.
     """
     disable_progress_bar()  # of weight files; the steps have their own
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    accelerator = make_accelerator(arguments)
     output_dir = Path(arguments.output_dir)
-    inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
+    named = {name: getattr(arguments, name, None) for name in INPUT_FIELDS}
+    inputs = fingerprints({**named, **data_locations(arguments)})
     with _empty_folder_removed(output_dir, accelerator):
         if accelerator.is_main_process:
             check_writable(output_dir)
@@ -70,9 +75,11 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
         set_seed(mix_seed(arguments.seed, 1, accelerator.process_index) % 2**32)  # each process its own dropout
         loop = TrainingLoop(stage, arguments, accelerator, freeze)
         accelerator.print(describe(loop, stage, freeze))
+        result = rehearse(loop, stage, freeze)
         if arguments.dry_run:
-            accelerator.print(rehearse(loop, stage))
+            accelerator.print(f"dry run: {result}; nothing was kept")
             return
+        accelerator.print(f"preflight: {result}")
         _train(loop, stage, freeze, arguments, state, inputs)
 
 
@@ -92,7 +99,7 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
     if run is None:
         raise ValueError(f"output_dir {output_dir} has files but no run.json, so it is no run's folder; choose another")
     checkpoint, notes = find_newest_valid(output_dir / "checkpoints")
-    complete = run["status"] == "complete" and (output_dir / "config.json").is_file()
+    complete = run["status"] == "complete" and holds_model(output_dir)
     changes = [] if run["stage"] == section else [f"stage: {run['stage']} -> {section}"]
     changes += changed_arguments(run["arguments"], arguments)
     changes += [f"content of {name}" for name in inputs if run["inputs"].get(name) != inputs[name]]
@@ -110,54 +117,9 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
     return RunState(checkpoint=checkpoint, notes=notes)
 
 
-def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
-    """The freeze table, the size of the run and one sample, as printed before step 0."""
-    arguments, plan, accelerator = loop.arguments, loop.plan, loop.accelerator
-    megabytes = (4 * freeze.total_parameters + 12 * freeze.trainable_parameters) / 2**20
-    if loop.average:
-        megabytes += 4 * freeze.trainable_parameters / 2**20
-    lines = [
-        "",
-        f"=== {stage.name} ===",
-        freeze.table(),
-        f"{plan.num_samples:,} samples, {loop.num_epochs} epoch(s), {loop.total_steps:,} steps "
-        f"({loop.warmup_steps} warm-up)",
-        f"global batch {plan.global_batch_size} = {plan.per_device_batch_size} a device x {plan.accumulation_steps} "
-        f"accumulated x {plan.world_size} process(es)",
-        f"{accelerator.device}, mixed precision {arguments.mixed_precision}, {torch.get_num_threads()} thread(s); "
-        f"weights, gradients and optimizer take {megabytes:,.0f} MiB, activations come on top",
-    ]
-    if arguments.gradient_checkpointing:
-        lines.append(f"activations are computed a second time in {loop.recomputed}")
-    if arguments.torch_compile:
-        lines.append("the model is compiled in its first steps, and again for new shapes, which takes minutes")
-    if loop.warmup_steps >= loop.total_steps:
-        lines.append("warning: the warm-up is as long as the run, so learning_rate is reached at its end or not at all")
-    if plan.num_samples < plan.global_batch_size:
-        lines.append("warning: fewer samples than a global batch: each step sees samples more than once")
-    if stage.sample_text:
-        lines += ["one sample as it is trained on:", stage.sample_text]
-    return "\n".join([*lines, ""])
-
-
-def rehearse(loop: TrainingLoop, stage: Stage) -> str:
-    """One step's forward and backward pass, and the model saved and loaded again, in a temporary folder."""
-    loss = loop.rehearse_step()
-    with tempfile.TemporaryDirectory(prefix="defocus-dry-run-") as folder:
-        if loop.accelerator.is_main_process:
-            save_final(folder, [stage.model, *stage.companions])  # type: ignore[list-item]
-            before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-            load_model_weights(stage.model, folder)
-            for name, tensor in stage.model.state_dict().items():
-                if not torch.equal(tensor, before[name]):
-                    raise CheckpointError(f"{stage.name}: {name} changes when the model is saved and loaded")
-        loop.accelerator.wait_for_everyone()
-    return f"dry run: loss {loss:.4f}, gradient norm {loop.grad_norm.item():.4f}, saved and loaded; nothing was kept"
-
-
 def usable_samples(
     num_samples: int, limit: int, load: Callable[[int], Any], on_bad_sample: str
-) -> tuple[list[int], list[str]]:
+) -> tuple[Sequence[int], list[str]]:
     """Load up to `limit` samples, evenly spaced, so that a corrupt one is named now and not hours into the run.
 
     Returns the indices to train on and one message a sample left out, which `on_bad_sample="raise"` raises instead.
@@ -175,18 +137,18 @@ def usable_samples(
             bad[index] = str(error)
     if len(bad) == num_samples:
         raise ValueError(f"none of the {num_samples} samples can be used; the first: {bad[0]}")
-    return [index for index in range(num_samples) if index not in bad], list(bad.values())
+    usable = [index for index in range(num_samples) if index not in bad] if bad else range(num_samples)
+    return usable, list(bad.values())
 
 
 def _freeze(stage: Stage, arguments: CommonArguments) -> FreezePlan:
-    vision_rate = getattr(arguments, "vision_learning_rate", 0.0)
     return apply_freezing(
         stage.model,
         stage.components,
-        train=getattr(arguments, "train", list(stage.components)),
+        train=stage.train or list(stage.components),
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
-        learning_rates={"vision_tower": vision_rate} if vision_rate else None,
+        learning_rates=stage.learning_rates,
         decay_class_token=getattr(arguments, "decay_class_token", True),
     )
 
@@ -222,12 +184,15 @@ def _train(
         resumed_from_step=loop.step,
         facts=stage.facts,
     )
-    with _recorded(record, loop):
+    with loop.interruption.listening(), _recorded(record, loop):
+        if stage.begin:
+            stage.begin()
         loop.run()
         conclusion = stage.conclude() if stage.conclude else {}
         averaged = loop.use_average()
+        savables = loop.savables()
         if accelerator.is_main_process:
-            save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
+            save_final(output_dir, savables)
             done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
             record.update(
                 saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
@@ -249,12 +214,22 @@ def _last_validation(loop: TrainingLoop) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
-    """Keep run.json's status true: running, then complete or failed."""
+    """Keep run.json's status true: running, then complete, interrupted (leaving with `EXIT_STOPPED`) or failed."""
     main = loop.accelerator.is_main_process
     if main:
         record.update(train_seconds=loop.train_seconds)
     try:
         yield
+    except Interrupted as stop:
+        if main:
+            record.finish(
+                "interrupted", step=loop.step, train_seconds=round(loop.train_seconds, 3), stopped_by=stop.signal_name
+            )
+        # a launcher ends all processes when the first one leaves
+        loop.accelerator.wait_for_everyone()
+        place = f"saved in {loop.output_dir}; " if loop.step else ""
+        loop.accelerator.print(f"{loop.stage.name}: {stop} of {loop.total_steps:,}; {place}the same command continues")
+        sys.exit(EXIT_STOPPED)
     except BaseException as error:
         if main:
             with contextlib.suppress(OSError):  # a full disk: the error itself matters more than its record

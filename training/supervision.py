@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from training.bad_samples import BAD_SAMPLES, SAMPLE_ERRORS, BadSample, encode
 from training.conversations import Conversation, Message
 from training.encoding import IGNORED, Example, SupervisionError, encoder_for, message_parts
 from training.sampling import SampleKey
@@ -69,6 +70,40 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
     }
 
 
+def pack_examples(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Example:
+    """Examples in a row one after the other, each with positions of its own; rows are padded on the right.
+
+    Returns `input_ids`, `position_ids`, `attention_mask` and `labels`, each (rows, longest). Positions begin at 0 in
+    every example, by which Transformers tells them apart if it gets no `attention_mask`; that one marks padding, each
+    token of which has position 0 and so stands alone. The first token of an example is not learnt, since what stands
+    before it in the row does not belong to it; in a row of its own nothing predicts it either.
+    """
+    packed = []
+    for row in rows:
+        labels = [example["labels"].clone() for example in row]
+        for of_example in labels:
+            of_example[0] = IGNORED
+        packed.append(
+            {
+                "input_ids": torch.cat([example["input_ids"] for example in row]),
+                "attention_mask": torch.cat([example["attention_mask"] for example in row]),
+                "labels": torch.cat(labels),
+                "position_ids": torch.cat([torch.arange(len(example["input_ids"])) for example in row]),
+            }
+        )
+    positions = pad_sequence([row["position_ids"] for row in packed], batch_first=True)
+    return {**pad_examples(packed, pad_token_id), "position_ids": positions}
+
+
+def nothing_to_learn(pad_token_id: int) -> Example:
+    """The example that keeps a batch's place where a conversation cannot be used: one token, not supervised."""
+    return {
+        "input_ids": torch.tensor([pad_token_id]),
+        "attention_mask": torch.ones(1, dtype=torch.long),
+        "labels": torch.tensor([IGNORED]),
+    }
+
+
 class ConversationCollator:
     """Conversations to one right-padded batch.
 
@@ -79,6 +114,8 @@ class ConversationCollator:
         max_turns: at most so many pairs of a conversation (after shuffling); None for all.
         max_length: at most so many tokens of a conversation, image tokens included; None for no limit.
         seed: with (epoch, index) of a sample it decides the order of its pairs, whatever the batch and the process.
+        skip_bad: a conversation that cannot be encoded becomes an example of which nothing is learnt, and the batch
+            tells of it under `BAD_SAMPLES`; otherwise it is an error.
 
     Raises ValueError naming the argument that is out of range.
     """
@@ -90,6 +127,7 @@ class ConversationCollator:
         max_turns: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
+        skip_bad: bool = False,
     ) -> None:
         for name, value in (("max_turns", max_turns), ("max_length", max_length)):
             if value is not None and value < 1:
@@ -97,7 +135,7 @@ class ConversationCollator:
         self.pad_token_id = processor.tokenizer.pad_token_id
         if self.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set one, different from the end of turn")
-        self.processor = processor
+        self.processor, self.skip_bad = processor, skip_bad
         self.shuffle_turns, self.max_turns, self.max_length, self.seed = shuffle_turns, max_turns, max_length, seed
         self.counts: Counter[str] = Counter()
         """Pairs left out (`over_max_turns`, `over_max_length`) and conversations that could not be shuffled
@@ -112,17 +150,47 @@ class ConversationCollator:
         `pixel_values` (all images in order of their placeholders, 3, height, width). Raises SupervisionError naming a
         conversation whose first pair alone is longer than `max_length`, or that has nothing to learn.
         """
+        examples, bad = self._examples(conversations, keys)
+        return _with_pictures(pad_examples(examples, self.pad_token_id), examples, bad)
+
+    def pack(
+        self, rows: Sequence[Sequence[Conversation]], keys: Sequence[Sequence[SampleKey]]
+    ) -> dict[str, torch.Tensor]:
+        """A batch whose rows hold several conversations each; `keys` are theirs, row by row.
+
+        Returns what `pack_examples` does, and `pixel_values` as from a call. Raises as a call does.
+        """
+        made = [self._examples(*row) for row in zip(rows, keys, strict=True)]
+        batch = pack_examples([examples for examples, _ in made], self.pad_token_id)
+        in_order = [example for examples, _ in made for example in examples]
+        return _with_pictures(batch, in_order, [sample for _, bad in made for sample in bad])
+
+    def _examples(
+        self, conversations: Sequence[Conversation], keys: Sequence[SampleKey] | None
+    ) -> tuple[list[Example], list[BadSample]]:
+        """An example of each, and those of which nothing can be learnt."""
         if self.shuffle_turns and keys is None:
             raise ValueError("shuffle_turns needs the keys, (epoch, index) of each conversation")
-        examples = []
+        examples: list[Example] = []
+        bad: list[BadSample] = []
         for position, conversation in enumerate(conversations):
-            messages = self.choose_turns(conversation, keys[position] if keys is not None else None)
-            examples.append(encode_conversation(self.processor, messages, conversation.record))
-        batch = pad_examples(examples, self.pad_token_id)
-        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pictures:
-            batch["pixel_values"] = torch.cat(pictures)
-        return batch
+            try:
+                examples.append(self.example(conversation, keys[position] if keys is not None else None))
+            except SAMPLE_ERRORS as error:
+                if not self.skip_bad:
+                    raise
+                bad.append(conversation.bad(error))
+                examples.append(nothing_to_learn(self.pad_token_id))
+        return examples, bad
+
+    def example(self, conversation: Conversation, key: SampleKey | None = None) -> Example:
+        """The turns of a conversation that are trained on, encoded. Raises what `encode_conversation` raises."""
+        return encode_conversation(self.processor, self.choose_turns(conversation, key), conversation.record)
+
+    def count_tokens(self, conversation: Conversation, key: SampleKey | None = None) -> int:
+        """Length of the conversation's example, without opening an image; what is left out of it counts in `counts`."""
+        messages = self.choose_turns(conversation, key)
+        return encoder_for(self.processor).count_tokens(messages, conversation.record)
 
     def choose_turns(self, conversation: Conversation, key: SampleKey | None = None) -> list[Message]:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
@@ -176,6 +244,16 @@ class ConversationCollator:
             f"{record}: its first question and answer take {length} tokens, more than max_length {self.max_length};"
             f" raise max_length to {length} or remove the record"
         )
+
+
+def _with_pictures(batch: Example, examples: Sequence[Example], bad: Sequence[BadSample]) -> dict[str, torch.Tensor]:
+    """The batch with the pictures of all examples, in the order of their placeholders, and what is told of bad ones."""
+    pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    if pictures:
+        batch["pixel_values"] = torch.cat(pictures)
+    if bad:
+        batch[BAD_SAMPLES] = encode(bad)
+    return batch
 
 
 def _split_pairs(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:

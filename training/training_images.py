@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,7 +104,7 @@ def first_sample(stream: ImageStream, batches: StreamedBatches) -> str:
 
 def load_checked(
     data: str, image_processor: Any, arguments: Stage0VisionArguments, cropped: bool = False
-) -> tuple[LabelledImageDataset, list[int], list[str]]:
+) -> tuple[LabelledImageDataset, Sequence[int], list[str]]:
     """Labelled images, which of them can be used, and a message for each other one.
 
     `cropped` pictures are used at the size they have in their files, so they are not remembered.

@@ -20,9 +20,10 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
 from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import NonFiniteLossError, TrainingLoop, cosine_scale
+from training.loop import NonFiniteLossError, TrainingLoop
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
+from training.schedule import cosine_scale
 from training.stage import Batch, Stage, count_supervised
 
 TIMINGS = {"tokens_per_second", "seconds"}
@@ -137,7 +138,7 @@ def test_average_by_hand(tmp_path: Path, warmup: bool) -> None:
     loop = make_loop(tmp_path, ema_decay=0.9, ema_warmup=warmup, after_step=lambda step: remember())
 
     def remember() -> None:
-        history.append([parameter.detach().clone() for parameter in loop.parameters])
+        history.append([parameter.detach().clone() for parameter in loop.engine.parameters])
 
     remember()
     loop.run()
@@ -148,7 +149,7 @@ def test_average_by_hand(tmp_path: Path, warmup: bool) -> None:
     for average, value in zip(loop.average, expected, strict=True):
         torch.testing.assert_close(average, value, atol=1e-6, rtol=1e-5)
     assert loop.use_average()
-    assert all(torch.equal(*pair) for pair in zip(loop.parameters, loop.average, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(loop.engine.parameters, loop.average, strict=True))
 
 
 def test_average_and_last_weights_are_both_validated(tmp_path: Path) -> None:
@@ -200,7 +201,20 @@ def test_loss_falls_and_the_schedule_is_logged(tmp_path: Path) -> None:
     rates = [line["learning_rate"] for line in lines]
     assert rates[:6] == pytest.approx([2e-2 * (step + 1) / 6 for step in range(6)])
     assert rates[-1] == pytest.approx(2e-2 * cosine_scale(59, 60, 6, 0.0))
-    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *TIMINGS}
+    read = {"samples_per_step", "supervised_tokens_per_step", "padding"}
+    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *read, *TIMINGS}
+
+
+def test_metrics_tell_what_the_steps_held(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, max_steps=4, logging_steps=2)
+    loop.run()
+    for number, line in enumerate(metrics(tmp_path)):
+        batches = [load_batch(loop.plan.keys(step, 0, 0)) for step in (2 * number, 2 * number + 1)]
+        used = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(batch["labels"].numel() for batch in batches)
+        assert line["samples_per_step"] == 4
+        assert line["supervised_tokens_per_step"] == sum(map(count_supervised, batches)) / 2
+        assert line["padding"] == pytest.approx(1 - used / tokens, abs=1e-6)
 
 
 def test_non_finite_loss_stops_before_the_weights_change(tmp_path: Path) -> None:
