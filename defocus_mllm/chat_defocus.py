@@ -92,14 +92,11 @@ class ChatEncoder:
         text = render(marked, add_generation_prompt)
         finder = _finder(self._pattern, mark)
         spans, ends = [], []
-        for index, message in enumerate(marked):
-            if message.get("role") == "assistant":
-                prompt = render(marked[:index], True) if index else ""
-                last = index + 1 == len(marked) and not add_generation_prompt
-                turn = text if last else render(marked[: index + 1], False)
-                begin, end, control = _answer(message, (prompt, turn, text), finder)
-                spans.append((begin, end))
-                ends.append(self._controls[control][0] if control else None)
+        turns = _long_dialogue_turns(marked, text, render) or _turns(marked, text, render, add_generation_prompt)
+        for message, prompt, turn in turns:
+            begin, end, control = _answer(message, (prompt, turn, text), finder)
+            spans.append((begin, end))
+            ends.append(self._controls[control][0] if control else None)
         ids = self._begin_ids(text)
         answered = [False] * len(ids)
         fresh = True
@@ -219,6 +216,47 @@ def message_texts(message: Message) -> list[str]:
     if isinstance(content, str):
         return [content]
     return [part["text"] for part in content or [] if isinstance(part.get("text"), str)]
+
+
+Turn = tuple[Message, str, str]
+"""An answer, the prompt of inference that leads to it, and the text up to and with its turn."""
+
+
+def _turns(messages: list[Message], text: str, render: Render, add_generation_prompt: bool) -> list[Turn]:
+    """What each answer takes part in, by rendering both; the time grows with the square of their number."""
+    turns = []
+    for index, message in enumerate(messages):
+        if message.get("role") == "assistant":
+            prompt = render(messages[:index], True) if index else ""
+            last = index + 1 == len(messages) and not add_generation_prompt
+            turns.append((message, prompt, text if last else render(messages[: index + 1], False)))
+    return turns
+
+
+def _long_dialogue_turns(messages: list[Message], text: str, render: Render) -> list[Turn] | None:
+    """The same in less time for four answers or more, if the template writes each pair as behind the first one.
+
+    Each pair is rendered behind the first pair alone. That this adds up to the whole text, and the last prompt to what
+    inference renders, is checked; None if not, and for other orders of messages.
+    """
+    start = 1 if messages[0].get("role") == "system" else 0
+    roles = [message.get("role") for message in messages[start:]]
+    if len(roles) < 8 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        return None
+    first = messages[: start + 2]
+    written = render(first, False)
+    turns = [(first[-1], render(first[:-1], True), written)]
+    end = len(written)
+    for index in range(start + 2, len(messages) - 1, 2):
+        prompt, turn = render([*first, messages[index]], True), render([*first, *messages[index : index + 2]], False)
+        added = turn[len(written) :]
+        if not turn.startswith(prompt) or not prompt.startswith(written) or not text.startswith(added, end):
+            return None
+        begin, end = end + len(prompt) - len(written), end + len(added)
+        turns.append((messages[index + 1], text[:begin], text[:end]))
+    last = start + 2 * len(turns) - 1
+    exact = text.startswith(written) and render(messages[:last], True) == turns[-1][1]
+    return turns if exact else None
 
 
 def _answer(message: Message, texts: tuple[str, str, str], finder: re.Pattern[str]) -> tuple[int, int, str | None]:

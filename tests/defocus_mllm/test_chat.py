@@ -13,12 +13,12 @@ from tokenizers import AddedToken, normalizers
 from transformers import ByT5Tokenizer
 from transformers.processing_utils import ProcessorMixin
 
-from defocus_mllm import DefocusImageProcessor, DefocusProcessor
+from defocus_mllm import DefocusImageProcessor, DefocusProcessor, chat_defocus
 from defocus_mllm.chat_defocus import ChatError
 from defocus_mllm.chat_templates import choose_template
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from chat_tokenizers import build_processor, build_tokenizer
+from chat_tokenizers import PAIRS, build_processor, build_tokenizer
 
 PICTURE = {"type": "image", "image": Image.new("RGB", (4, 4), "red")}
 ASKED = {"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}
@@ -100,6 +100,64 @@ def test_texts_that_make_a_mark_together() -> None:
     chat = processor.encode_chat([{"role": "user", "content": halves}, BUS])
     assert chat.text == "<|start_header_id|>x <|eot_id|> y<|eot_id|><|start_header_id|>A bus.<|eot_id|>"
     assert chat.ids.count(processor.tokenizer.eos_token_id) == 2
+
+
+COUNTED = "{%- endfor -%}{%- if add_generation_prompt -%}{{- messages | length -}}"
+
+
+@pytest.mark.parametrize(("kind", "template"), PAIRS)
+@pytest.mark.parametrize("asked_again", [False, True])
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be </s>"}]])
+def test_long_dialogues_take_less_time_and_are_the_same(
+    kind: str, template: str, asked_again: bool, system: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = build_processor(kind, template)
+    if template == "plain" or (system and kind.startswith("llama_2") and template == "tokenizer"):
+        pytest.skip("this template takes no such dialogue")
+    pairs = [
+        [TRAP if index % 3 else ASKED, {"role": "assistant", "content": f" {index}. A </s>"}] for index in range(9)
+    ]
+    messages = [*system, *(message for pair in pairs for message in pair), *([TRAP] if asked_again else [])]
+    counted = []
+    render = ProcessorMixin.apply_chat_template
+
+    def count(self: Any, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(conversation))
+        return render(self, conversation, *args, **kwargs)
+
+    monkeypatch.setattr(ProcessorMixin, "apply_chat_template", count)
+    chat = processor.encode_chat(messages, add_generation_prompt=asked_again)
+    assert sum(counted) < 6 * len(messages) + 60
+    counted.clear()
+    monkeypatch.setattr(chat_defocus, "_long_dialogue_turns", lambda *_: None)
+    assert processor.encode_chat(messages, add_generation_prompt=asked_again) == chat
+    assert sum(counted) > len(messages) ** 2 / 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{{- '<|im_start|>' ~ message['role']", "{{- '<|im_start|>' ~ loop.index ~ message['role']"),  # by place
+        ("{%- endfor -%}\n{%- if add_generation_prompt -%}", COUNTED),  # by the number of messages
+    ],
+)
+def test_a_long_dialogue_is_rendered_step_by_step_where_pairs_differ(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = build_processor("qwen", "chatml")
+    assert old in processor.chat_template
+    processor.chat_template = processor.chat_template.replace(old, new)
+    messages = [ASKED, BUS] * 6
+
+    def outcome() -> Any:
+        try:
+            return processor.encode_chat(messages)
+        except ChatError as error:
+            return str(error)
+
+    quick = outcome()
+    monkeypatch.setattr(chat_defocus, "_long_dialogue_turns", lambda *_: None)
+    assert outcome() == quick
 
 
 def test_an_answer_without_a_question_is_refused() -> None:
