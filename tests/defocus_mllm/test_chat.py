@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tokenizers import AddedToken, normalizers
-from transformers import ByT5Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
 from defocus_mllm import DefocusImageProcessor, DefocusProcessor, chat_defocus
@@ -105,15 +105,14 @@ def test_texts_that_make_a_mark_together() -> None:
 COUNTED = "{%- endfor -%}{%- if add_generation_prompt -%}{{- messages | length -}}"
 
 
-@pytest.mark.parametrize(("kind", "template"), PAIRS)
+@pytest.mark.parametrize(("kind", "template"), [pair for pair in PAIRS if pair[1] != "plain"])
 @pytest.mark.parametrize("asked_again", [False, True])
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be </s>"}]])
 def test_long_dialogues_take_less_time_and_are_the_same(
     kind: str, template: str, asked_again: bool, system: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = build_processor(kind, template)
-    if template == "plain" or (system and kind.startswith("llama_2") and template == "tokenizer"):
-        pytest.skip("this template takes no such dialogue")
+    system = [] if kind.startswith("llama_2") and template == "tokenizer" else system  # it takes none
     pairs = [
         [TRAP if index % 3 else ASKED, {"role": "assistant", "content": f" {index}. A </s>"}] for index in range(9)
     ]
@@ -158,6 +157,41 @@ def test_a_long_dialogue_is_rendered_step_by_step_where_pairs_differ(
     quick = outcome()
     monkeypatch.setattr(chat_defocus, "_long_dialogue_turns", lambda *_: None)
     assert outcome() == quick
+
+
+def test_an_answer_without_an_end_token_ends_with_its_turn() -> None:
+    tokenizer = build_tokenizer("qwen")
+    processor = with_template(tokenizer, simple("<|im_start|>", "\\n"))
+    for pairs in (2, 5):
+        chat = processor.encode_chat([ASKED, BUS] * pairs)
+        assert chat.ends == [None] * pairs
+        said = [token for token, answered in zip(chat.ids, chat.answered, strict=True) if answered]
+        assert tokenizer.decode(said) == "A bus.\n" * pairs
+
+
+def test_a_character_that_the_tokenizer_does_not_know() -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "bus": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    processor = with_template(tokenizer, simple("", "</s>"))
+    chat = processor.encode_chat([{"role": "user", "content": "bus"}, {"role": "assistant", "content": "日 bus"}])
+    assert chat.ids == [2, 1, 0, 2, 1]
+    assert chat.answered == [False, False, True, True, True]
+
+
+def test_no_token_reaches_across_the_beginning_of_an_answer() -> None:
+    processor = build_processor("llama_3", "chatml")
+    messages = [ASKED, {"role": "assistant", "content": "\nRed"}, {"role": "user", "content": "Colour?"}]
+    chat = processor.encode_chat(messages, add_generation_prompt=True)
+    assert chat.safe
+    joined = processor.tokenizer.convert_tokens_to_ids("ĊĊ")
+    assert joined in processor.chat_encoder().whole_ids(chat.text)  # what the tokenizer makes of the whole text
+    assert joined not in chat.ids
+    prompt = processor.encode_chat(messages[:1], add_generation_prompt=True).ids
+    assert chat.ids[: len(prompt)] == prompt
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert inputs["input_ids"][0] == processor.expand_images(chat.ids, chat.ids)
+    assert inputs["pixel_values"][0].shape == (3, 8, 8)
 
 
 def test_an_answer_without_a_question_is_refused() -> None:
