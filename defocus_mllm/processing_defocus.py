@@ -147,7 +147,8 @@ class DefocusProcessor(ProcessorMixin):
                 **variables,
             )
 
-        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
+        remember = not variables and not continue_final_message
+        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt, remember)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The ids of a conversation up to the answer, with a single placeholder for each image.

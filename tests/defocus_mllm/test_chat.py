@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
-from defocus_mllm import DefocusImageProcessor, DefocusProcessor, chat_defocus
-from defocus_mllm.chat_defocus import ChatError
+from defocus_mllm import DefocusImageProcessor, DefocusProcessor
+from defocus_mllm.chat_defocus import ChatEncoder, ChatError
 from defocus_mllm.chat_templates import choose_template
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -108,14 +108,12 @@ COUNTED = "{%- endfor -%}{%- if add_generation_prompt -%}{{- messages | length -
 @pytest.mark.parametrize(("kind", "template"), [pair for pair in PAIRS if pair[1] != "plain"])
 @pytest.mark.parametrize("asked_again", [False, True])
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be </s>"}]])
-def test_long_dialogues_take_less_time_and_are_the_same(
+def test_remembered_forms_take_less_time_and_give_the_same(
     kind: str, template: str, asked_again: bool, system: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = build_processor(kind, template)
     system = [] if kind.startswith("llama_2") and template == "tokenizer" else system  # it takes none
-    pairs = [
-        [TRAP if index % 3 else ASKED, {"role": "assistant", "content": f" {index}. A </s>"}] for index in range(9)
-    ]
+    pairs = [[TRAP if index % 3 else ASKED, {"role": "assistant", "content": f"{index}. A </s>"}] for index in range(9)]
     messages = [*system, *(message for pair in pairs for message in pair), *([TRAP] if asked_again else [])]
     counted = []
     render = ProcessorMixin.apply_chat_template
@@ -128,7 +126,10 @@ def test_long_dialogues_take_less_time_and_are_the_same(
     chat = processor.encode_chat(messages, add_generation_prompt=asked_again)
     assert sum(counted) < 6 * len(messages) + 60
     counted.clear()
-    monkeypatch.setattr(chat_defocus, "_long_dialogue_turns", lambda *_: None)
+    assert processor.encode_chat(messages, add_generation_prompt=asked_again) == chat
+    assert counted == [len(messages)]  # with other texts in the same places too
+    counted.clear()
+    monkeypatch.setattr(ChatEncoder, "_remembered_turns", lambda *_: None)
     assert processor.encode_chat(messages, add_generation_prompt=asked_again) == chat
     assert sum(counted) > len(messages) ** 2 / 2
 
@@ -140,9 +141,7 @@ def test_long_dialogues_take_less_time_and_are_the_same(
         ("{%- endfor -%}\n{%- if add_generation_prompt -%}", COUNTED),  # by the number of messages
     ],
 )
-def test_a_long_dialogue_is_rendered_step_by_step_where_pairs_differ(
-    old: str, new: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forms_are_not_remembered_where_the_place_matters(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = build_processor("qwen", "chatml")
     assert old in processor.chat_template
     processor.chat_template = processor.chat_template.replace(old, new)
@@ -155,8 +154,17 @@ def test_a_long_dialogue_is_rendered_step_by_step_where_pairs_differ(
             return str(error)
 
     quick = outcome()
-    monkeypatch.setattr(chat_defocus, "_long_dialogue_turns", lambda *_: None)
+    monkeypatch.setattr(ChatEncoder, "_remembered_turns", lambda *_: None)
     assert outcome() == quick
+
+
+def test_space_that_a_template_trims_is_not_taken_for_remembered() -> None:
+    processor = build_processor("llama_3", "tokenizer")  # it trims
+    for words in ("A bus.", " A bus.\n", "\n\n", "A bus."):
+        messages = [ASKED, BUS | {"content": words}] * 3
+        fresh = build_processor("llama_3", "tokenizer")
+        assert processor.encode_chat(messages) == fresh.encode_chat(messages)
+        assert fresh.tokenizer.decode(fresh.encode_chat(messages).ids).count(f"{words.strip()}<|eot_id|>") >= 3
 
 
 def test_an_answer_without_an_end_token_ends_with_its_turn() -> None:
