@@ -35,7 +35,7 @@ from training.checkpointing import (
     step_directory,
 )
 from training.freezing import FreezePlan
-from training.run_record import MetricsFile
+from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
 from training.stage import Stage
 
@@ -318,7 +318,10 @@ class TrainingLoop:
             }
             directory = step_directory(self.output_dir / "checkpoints", self.step)
             savables: list[Any] = [self.stage.model, *self.stage.companions]
-            save_checkpoint(directory, savables, state, self.arguments.save_total_limit)
+            run = read_run(self.output_dir)
+            if run is not None:
+                run |= {"step": self.step, "train_seconds": round(self.train_seconds, 3)}
+            save_checkpoint(directory, savables, state, self.arguments.save_total_limit, run)
         self.accelerator.wait_for_everyone()
 
     def resume(self, directory: Path) -> list[str]:

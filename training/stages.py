@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from defocus_mllm.files import PARTIAL_PREFIX
 from training.arguments import CommonArguments
-from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
+from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final, write_card
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
 from training.loop import TrainingLoop
@@ -228,7 +228,11 @@ def _train(
         averaged = loop.use_average()
         if accelerator.is_main_process:
             save_final(output_dir, [stage.model, *stage.companions])  # type: ignore[list-item]
-            record.update(saved_weights="average" if averaged else "last", **_last_validation(loop), **conclusion)
+            done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+            record.update(
+                saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
+            )
+            write_card(output_dir, record.content)
         accelerator.wait_for_everyone()
     for name, value in conclusion.items():
         accelerator.print(f"{stage.name}: {name}: {value}")
