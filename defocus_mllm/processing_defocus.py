@@ -55,7 +55,6 @@ _NOT_OF_THE_TEMPLATE = (
     "add_generation_prompt",
     "continue_final_message",
     "load_audio_from_video",
-    "sanitize_control_tokens",
     *_LAYOUT,
 )
 
@@ -152,29 +151,32 @@ class DefocusProcessor(ProcessorMixin):
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `ProcessorMixin.apply_chat_template`; with `tokenize=True` the ids are those of `encode_chat`.
+        """As in Transformers; with `tokenize=True` the ids are those of `encode_chat`.
 
         These differ from the tokenizer's for the rendered text only where a message holds what looks like a control
         token, or where a token would reach across the beginning of an answer. `return_assistant_tokens_mask` works
-        with every template: without `{% generation %}` in it, it says what training learns. A part {"type": "video",
-        "video": frames} stands for its frames, as images in order.
+        with every template: without `{% generation %}` in it, it says what training learns. A part
+        {"type": "video", "video": frames} stands for its frames, as images in order.
 
         Args:
+            conversation: messages, or a list of conversations.
+            chat_template: another template than the processor's.
             num_frames: how many frames to take of each video, at even distances; all if None. It may also stand in
                 `processor_kwargs`.
+            processor_kwargs: as in Transformers.
 
         Raises:
-            ValueError: what `encode_chat` refuses, and truncation of such a conversation; a video that is not given by
-                its frames, or has fewer than `num_frames`.
+            ValueError: a video is not given by its frames, or has fewer than `num_frames`; `encode_chat` raises
+                (ChatError); a conversation whose ids are not the tokenizer's is to be truncated.
         """
         processor_kwargs = dict(processor_kwargs or {})
         if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
             raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
         conversation = frames_as_images(conversation, processor_kwargs.pop("num_frames", num_frames))
+        kwargs.pop("sanitize_control_tokens", None)  # which is done in any case
         kwargs["processor_kwargs"] = processor_kwargs
-        sanitized = {name: value for name, value in kwargs.items() if name != "sanitize_control_tokens"}
         if not kwargs.get("tokenize"):
-            return super().apply_chat_template(conversation, chat_template, **sanitized)
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
         conversations = conversation if _is_batch(conversation) else [conversation]
         variables = {name: value for name, value in kwargs.items() if name not in _NOT_OF_THE_TEMPLATE}
         prompt, unfinished = kwargs.get("add_generation_prompt", False), kwargs.get("continue_final_message", False)
@@ -185,10 +187,10 @@ class DefocusProcessor(ProcessorMixin):
         encoder = self.chat_encoder(chat_template)
         alike = all(chat.safe and encoder.whole_ids(chat.text) == chat.ids for chat in chats)
         if alike and (encoder.has_marks or not kwargs.get("return_assistant_tokens_mask")):
-            return super().apply_chat_template(conversation, chat_template, **sanitized)
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
         # The pictures and everything else from Transformers, for messages that nothing can be mistaken in.
         safely = [encoder.mark_safely(messages) for messages in conversations]
-        return self._with_ids(safely, chat_template, chats, sanitized)
+        return self._with_ids(safely, chat_template, chats, kwargs)
 
     def encode_chat(
         self,
@@ -216,7 +218,8 @@ class DefocusProcessor(ProcessorMixin):
                 **variables,
             )
 
-        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
+        remember = not variables and not continue_final_message
+        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt, remember)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The ids of a conversation up to the answer, with a single placeholder for each image.
