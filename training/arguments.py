@@ -262,7 +262,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_data()
+        self.check_data(self.max_steps)
         parts = bool(self.vision_model) + bool(self.language_model)
         require(
             parts == 0 if self.model else parts == 2,

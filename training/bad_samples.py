@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from defocus_mllm.files import write_text_atomically
 from defocus_mllm.images import ImageError
@@ -105,16 +105,20 @@ class BadSamples:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(map(_line, new.values())))
 
+    @property
+    def allowed(self) -> int:
+        """How many there may be."""
+        return parse_limit(self.limit, self.num_records)
+
     def check(self) -> None:
         """Raise `TooManyBadSamples`, naming the most frequent cause, if there are more than the limit allows."""
-        allowed = parse_limit(self.limit, self.num_records)
-        if len(self) > allowed:
+        if len(self) > self.allowed:
             last = next(reversed(self._found.values()))
             causes = ", ".join(f"{cause}: {count}" for cause, count in self.by_cause().items())
             raise TooManyBadSamples(
                 f"{len(self):,} of {self.num_records:,} samples are bad ({causes}), more than max_bad_samples "
-                f"{self.limit} ({allowed:,}) allows; the last: {last.source}: {last.message}; mend the data or raise "
-                "max_bad_samples"
+                f"{self.limit} ({self.allowed:,}) allows; the last: {last.source}: {last.message}; mend the data or "
+                "raise max_bad_samples"
             )
 
     def begin(self, output_dir: str | Path) -> None:
@@ -122,14 +126,18 @@ class BadSamples:
 
         What an earlier part of the run found in training stays in it.
         """
-        path = Path(output_dir) / BAD_SAMPLES_FILE
-        self.add(sample for sample in _read(path) if sample.found == "in training")
-        if PartialState().is_main_process and self._found:
+        path, state = Path(output_dir) / BAD_SAMPLES_FILE, PartialState()
+        known = [_read(path) if state.is_main_process else []]
+        if state.num_processes > 1:
+            broadcast_object_list(known)
+        self.add(sample for sample in known[0] if sample.found == "in training")
+        if not state.is_main_process:
+            return
+        if self._found:
             write_text_atomically(path, "".join(map(_line, self._found.values())))
-        elif PartialState().is_main_process:
+        else:
             path.unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
-        self._file = path if PartialState().is_main_process else None
+        self._file = path
 
     def take_from(self, batch: dict[str, torch.Tensor]) -> None:
         """Take what a micro-batch tells about its samples out of it; all processes call this together.

@@ -27,7 +27,7 @@ from training.conversation_records import BadRecord, CheckedRecord, ImageReferen
 from training.conversation_sources import Source, open_source
 from training.files import remove_partial_work
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Part of every index's name: a change of what is checked or stored makes new ones."""
 
 _IMAGE = pyarrow.struct(
@@ -44,7 +44,7 @@ _CONVERSATIONS = pyarrow.schema(
         ("num_answers", pyarrow.int32()),
     ]
 )
-_PROBLEMS = pyarrow.schema([("position", pyarrow.int64()), ("reason", pyarrow.string()), ("message", pyarrow.string())])
+_PROBLEMS = pyarrow.schema([(name, pyarrow.string()) for name in ("name", "reason", "message")])
 _ROWS_AT_ONCE = 1000
 _BYTES_AT_ONCE = 16 * 1024**2
 
@@ -53,8 +53,8 @@ _BYTES_AT_ONCE = 16 * 1024**2
 class Problem:
     """A record that cannot be used."""
 
-    position: int
-    """Its number in the source."""
+    name: str
+    """How messages call it."""
     reason: str
     """The kind of problem in a few words, for counting."""
     message: str
@@ -64,8 +64,8 @@ class Problem:
 def open_index(location: str | Path, repair: bool = False, cache: str | Path = "") -> ConversationIndex:
     """The index of a source; it is built if there is none of its present content.
 
-    Indexes are kept in `cache`; empty: beside what `datasets` keeps, which HF_DATASETS_CACHE moves. One process builds it, others that ask for the same wait. Raises what reading the source raises; nothing half-made
-    is left then.
+    Indexes are kept in `cache`; empty: beside what `datasets` keeps, which HF_DATASETS_CACHE moves. One process builds
+    it, others that ask for the same wait. Raises what reading the source raises; nothing half-made is left then.
     """
     source = open_source(location)
     name = os.path.basename(source.location)  # stands in every message
@@ -209,7 +209,7 @@ def _build(source: Source, folder: Path, repair: bool) -> None:
                     raise record.value
                 checked = check_record(record.value, record.name, record.embedded, repair)
             except BadRecord as problem:
-                row = {"position": position, "reason": problem.reason, "message": str(problem)}
+                row = {"name": record.name, "reason": problem.reason, "message": str(problem)}
                 problems.add(row, len(row["message"]))
                 continue
             repaired.update(checked.repairs)

@@ -65,14 +65,19 @@ class SourceOptions:
     cache: str = ""
     """See `open_index`."""
 
+    def folder(self) -> ImageFolder:
+        """The image root."""
+        path = Path(self.data)
+        root = self.image_root or (path if path.is_dir() else path.parent)
+        return ImageFolder(root, self.follow_links, self.any_extension)
+
 
 class SourceConversations(Sequence[Conversation]):
     """The usable conversations of one source; made by `open_conversations`."""
 
     def __init__(self, options: SourceOptions, index: ConversationIndex) -> None:
         self.options, self.indexed = options, index
-        root = options.image_root or Path(options.data).parent
-        self.folder = ImageFolder(root, options.follow_links, options.any_extension)
+        self.folder = options.folder()
         self.rows: range | numpy.ndarray = range(len(index))
         """The rows of the index that are used."""
         self.num_other_extension = 0
@@ -96,7 +101,7 @@ class SourceConversations(Sequence[Conversation]):
         if reference.path is not None:
             return StoredImage(name, partial(read_slice, reference.path, reference.offset or 0, reference.size or 0))
         if reference.bytes is not None:
-            return StoredImage(name, partial(_same, reference.bytes))
+            return StoredImage(name, partial(same_bytes, reference.bytes))
         position = self.indexed.position(row)
         return StoredImage(name, partial(self.indexed.source.read_image, position, reference.offset or 0))
 
@@ -111,7 +116,7 @@ class SourceConversations(Sequence[Conversation]):
             examples.refuse(location, next(self.indexed.problems()).message, self.indexed.num_problems)
         for problem in self.indexed.problems():
             examples.add(problem.reason, problem.message)
-            bad.add([BadSample(location, problem.message.partition(":")[0], problem.reason, problem.message)])
+            bad.add([BadSample(location, problem.name, problem.reason, problem.message)])
             bad.check()
         unusable = self._check_images(bad, examples)
         if unusable:
@@ -156,7 +161,8 @@ class SourceConversations(Sequence[Conversation]):
         return self.indexed.column(name)[numpy.asarray(self.rows)]
 
 
-def _same(content: bytes) -> bytes:
+def same_bytes(content: bytes) -> bytes:
+    """What a `StoredImage` reads that is in memory already."""
     return content
 
 
@@ -251,9 +257,8 @@ def open_conversations(
 
     Raises ValueError or FileNotFoundError naming source and record, and `TooManyBadSamples`.
     """
-    opened = [
-        SourceConversations(options, open_index(options.data, options.repair, options.cache)) for options in sources
-    ]
+    indexes = [open_index(options.data, options.repair, options.cache) for options in sources]
+    opened = [SourceConversations(options, index) for options, index in zip(sources, indexes, strict=True)]
     bad.num_records += sum(source.indexed.facts["records"] for source in opened)
     reports = [source.leave_out(bad) for source in opened]
     parts = mix([len(source) for source in opened], [options.weight for options in sources], strategy, seed)

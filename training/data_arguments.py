@@ -40,7 +40,14 @@ class DataArguments:
     index_cache: str = ""
     """Folder of the indexes of the conversations, one for all processes; empty: in HF_DATASETS_CACHE."""
 
-    def check_data(self) -> None:
+    streaming: bool = False
+    """Read `data` in order (.tar shards, Parquet, JSON Lines), without an index, a check or a count beforehand."""
+    shuffle_buffer: int = 10_000
+    """Records of a stream that wait to be drawn from at random; 0 keeps the data's order."""
+    num_samples: int = 0
+    """Conversations of a stream that make an epoch; 0: the whole run, of max_steps, is one."""
+
+    def check_data(self, max_steps: int) -> None:
         """Raise `ValueError` for the first field that is out of range or cannot go with another."""
         if bool(self.data) == bool(self.mixture):
             raise ValueError("data: required, a file of conversations; or `mixture`, several of them, instead")
@@ -55,6 +62,18 @@ class DataArguments:
         parse_limit(self.max_bad_samples, 1)
         if self.check_images < 0:
             raise ValueError(f"check_images: must not be negative, got {self.check_images}")
+        self._check_streaming(max_steps)
+
+    def _check_streaming(self, max_steps: int) -> None:
+        for name in ("shuffle_buffer", "num_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
+        if self.streaming and self.mixture:
+            raise ValueError("streaming: reads one source, `data`; a mixture is read by position")
+        if self.streaming and not self.num_samples and max_steps < 1:
+            raise ValueError("streaming: the size of a stream is not known; give num_samples or max_steps")
+        if self.num_samples and not self.streaming:
+            raise ValueError("num_samples: only for a stream (--streaming true); other data is counted")
 
     def sources(self) -> list[dict[str, Any]]:
         """Each source with the fields of `training.conversations.SourceOptions`."""

@@ -15,7 +15,7 @@ from PIL import Image
 TEXTS = ("what color is the shape?", "is there a red circle in the image?", "a blue rectangle", "yes", "¿qué? 図")
 _NASTY_TEXTS = (
     *("", " \n", "<image>", "<image><image>", "</s>", "<s>", "<unk>", "<|im_end|>", "ASSISTANT:", "<|assistant|>"),
-    *("\0", "\ud800", "\u2028", "\ufeff", "🙂" * 50, "a" * 20_000, "\\", "%s{0}", "[[", "\ue000text\ue001"),
+    *("\0", "\ud800", "\u2028", "\ufeff", "🙂" * 50, "ab " * 700, "\\", "%s{0}", "[[", "\ue000text\ue001"),
 )
 _NASTY_VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 1e308, float("nan"), float("inf"), 10**30, [], {}, [[]], [None], {"": ""}, {"type": "image"}),
@@ -48,6 +48,7 @@ _KEYS = (
     "text",
     "url",
 )
+_SAID = ("value", "text", "content")
 _ROLES = ("human", "gpt", "user", "assistant", "system", "tool", "HUMAN", "")
 
 
@@ -80,9 +81,12 @@ def _assistant(text: str) -> dict[str, Any]:
 def mutated_line(record: dict[str, Any], draw: random.Random) -> bytes:
     """A line of JSON Lines: the record with one to three changes of its values, its order, or its bytes."""
     record = copy.deepcopy(record)
-    damage_bytes = draw.random() < 0.25
-    for _ in range(draw.randint(0 if damage_bytes else 1, 3)):
-        _change(record, draw)
+    damage_bytes = draw.random() < 0.15
+    for _ in range(draw.choice((0, 1) if damage_bytes else (1, 1, 1, 2, 3))):
+        if draw.random() < 0.5:
+            _change_text(record, draw)
+        else:
+            _change(record, draw)
     line = json.dumps(record, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
     if draw.random() < 0.01:
         line = b"[" * 3000 + line
@@ -92,7 +96,7 @@ def mutated_line(record: dict[str, Any], draw: random.Random) -> bytes:
 
 
 def _change(record: dict[str, Any], draw: random.Random) -> None:
-    """Change one value somewhere in the record."""
+    """Change anything, anywhere in the record."""
     places = list(_places(record))
     container, key = draw.choice(places) if places else (record, "id")
     value = container[key] if places else None
@@ -118,6 +122,18 @@ def _change(record: dict[str, Any], draw: random.Random) -> None:
     else:
         other, other_key = draw.choice(places) if places else (record, "id")
         container[key] = copy.deepcopy(other[other_key])
+
+
+def _change_text(record: dict[str, Any], draw: random.Random) -> None:
+    """Write something into what one side says."""
+    places = [
+        (container, key) for container, key in _places(record) if key in _SAID and isinstance(container[key], str)
+    ]
+    if places:
+        container, key = draw.choice(places)
+        text = container[key]
+        at = draw.choice((0, len(text), draw.randint(0, len(text))))
+        container[key] = text[:at] + draw.choice(_NASTY_TEXTS) + text[at:]
 
 
 def _places(value: Any, depth: int = 0) -> Any:

@@ -37,22 +37,12 @@ _SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
-class ImageStream:
-    """A data set that is read from its beginning, shard by shard.
-
-    Rows have the columns `columns.image` (`{"bytes", "path"}`) and `columns.label` (a class number), and what `name`
-    needs.
-    """
+class RowStream:
+    """A data set that is read from its beginning, shard by shard."""
 
     where: str
     """What is read, as messages call it."""
     rows: datasets.IterableDataset
-    columns: Columns
-    label_names: list[str]
-    name: Callable[[dict[str, Any]], str]
-    """Row -> how messages call it: `train.parquet[12]`."""
-    may_name_files: bool
-    """Whether a picture may be a path instead of bytes."""
 
     def one_pass(self, seed: int, buffer_size: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
         """All rows that are this process's, in an order that `seed` decides.
@@ -68,6 +58,19 @@ class ImageStream:
             rows = split_dataset_by_node(rows, rank, world_size, strategy=strategy)
         with one_line_errors(self.where):
             yield from rows
+
+
+@dataclass(frozen=True)
+class ImageStream(RowStream):
+    """Rows have the columns `columns.image` (`{"bytes", "path"}`) and `columns.label` (a class number), and what `name`
+    needs."""
+
+    columns: Columns
+    label_names: list[str]
+    name: Callable[[dict[str, Any]], str]
+    """Row -> how messages call it: `train.parquet[12]`."""
+    may_name_files: bool
+    """Whether a picture may be a path instead of bytes."""
 
 
 def open_stream(data: str | Path, columns: Columns, num_labels: int = 0) -> ImageStream:
@@ -121,7 +124,7 @@ def _webdataset(where: str, shards: list[str], columns: Columns, num_labels: int
 
 
 def _parquet(where: str, files: list[str], columns: Columns, num_labels: int) -> ImageStream:
-    groups = [group for file in files for group in _row_groups(file)]
+    groups = [group for file in files for group in row_groups(file)]
     if not groups:
         raise ValueError(f"{where} holds no row")
     features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
@@ -135,7 +138,7 @@ def _parquet(where: str, files: list[str], columns: Columns, num_labels: int) ->
     return ImageStream(where, rows, columns, names, lambda row: row["record"], may_name_files=False)
 
 
-def _row_groups(file: str) -> list[tuple[str, int, int]]:
+def row_groups(file: str) -> list[tuple[str, int, int]]:
     """(file, number, first row) of each row group."""
     with one_line_errors(file):
         metadata = pyarrow.parquet.read_metadata(file)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from defocus_mllm.image_processing_defocus import square_of
-from defocus_mllm.images import ANIMATED, decode_image, load_image
+from defocus_mllm.images import ANIMATED, MAX_PIXELS, ImageError, decode_image, load_image
 
 CACHE_BYTES = 1024**3
 
@@ -89,6 +89,11 @@ class PixelLoader:
         left, top, side = square_of(image.width, image.height, fit)
         if fit == "crop":
             return image.crop((left, top, left + side, top + side))
+        if side * side > MAX_PIXELS:
+            raise ImageError(
+                f"an image of {image.width} x {image.height} pixels would be padded to more than {MAX_PIXELS}; cut or "
+                'scale it, or set image_fit: "crop"'
+            )
         square = Image.new("RGB", (side, side), self.image_processor.bar_colour)
         square.paste(image, (-left, -top))
         return square

@@ -25,9 +25,10 @@ from training.encoding import Example
 from training.labels import NAMED_IN_MESSAGE
 from training.lora import quantization_options
 from training.rehearsal import CheckedSamples, activation_estimate, clean_generation_config, tried_out
-from training.sampling import SampleKey
+from training.sampling import MicroBatchSampler, SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
+from training.streamed_conversations import StreamedSamples
 from training.supervision import ConversationCollator, describe_supervision, encode_conversation
 from training.tuning import choose_tuning
 
@@ -79,7 +80,7 @@ class Samples:
     """Conversations that were looked at, and how batches are made of them."""
 
     dataset: Sequence[Conversation]
-    usable: list[int]
+    usable: Sequence[int]
     """Positions in `dataset` of those to train on."""
     collate: ConversationCollator
     bad: BadSamples
@@ -87,6 +88,14 @@ class Samples:
     left_out: list[str]
     """Messages about those that were looked at and cannot be used."""
     report: dict[str, Any]
+
+    sampler = MicroBatchSampler
+    """For `Stage.sampler`."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.usable)
 
     def load_batch(self, keys: Sequence[SampleKey]) -> Batch:
         """For `Stage.load_batch`."""
@@ -143,7 +152,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     if arguments.image_fit:
         processor.image_processor.fit = arguments.image_fit
     tuning = choose_tuning(model, processor, arguments)
-    samples = open_samples(processor, arguments)
+    samples = StreamedSamples(processor, arguments) if arguments.streaming else open_samples(processor, arguments)
     return Stage(
         name=name,
         model=model,
@@ -152,7 +161,8 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         train=tuning.train,
         learning_rates=tuning.learning_rates,
         writer=tuning.writer,
-        num_samples=len(samples.usable),
+        num_samples=samples.num_samples,
+        sampler=samples.sampler,
         load_batch=samples.load_batch,
         count_items=samples.count_items,
         compute_loss=answer_loss(model),

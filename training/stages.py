@@ -185,6 +185,8 @@ def _train(
         facts=stage.facts,
     )
     with loop.interruption.listening(), _recorded(record, loop):
+        if stage.begin:
+            stage.begin()
         loop.run()
         conclusion = stage.conclude() if stage.conclude else {}
         averaged = loop.use_average()

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Sampler
 
 from defocus_mllm.images import ImageError
-from training.image_stream import ImageStream
+from training.image_stream import ImageStream, RowStream
 from training.images import PixelLoader
 from training.labelled_data import LabelledData
 from training.labelled_images import LabelledImageDataset
@@ -54,12 +54,12 @@ class StreamReader:
     """
 
     def __init__(
-        self, stream: ImageStream, seed: int, buffer_size: int, on_bad_sample: str, skipped: Counter[str]
+        self, stream: RowStream, seed: int, buffer_size: int, on_bad_sample: str, skipped: Counter[str]
     ) -> None:
         self.stream, self.seed, self.buffer_size = stream, seed, buffer_size
         self.on_bad_sample, self.skipped = on_bad_sample, skipped
 
-    def rows(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[dict[str, Any], int, str]]:
+    def rows(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Any, ...]]:
         """(image, class, name) of the rows of an epoch that are this process's, pass after pass without end.
 
         Raises `ValueError` if a whole pass has none.
@@ -74,10 +74,11 @@ class StreamReader:
                     found = True
                     yield usable
             if not found:
-                raise ValueError(f"{self.stream.where} holds no usable picture for process {rank} of {world_size}")
+                raise ValueError(f"{self.stream.where} holds nothing usable for process {rank} of {world_size}")
             number += 1
 
-    def _usable(self, row: dict[str, Any]) -> tuple[dict[str, Any], int, str] | None:
+    def _usable(self, row: dict[str, Any]) -> tuple[Any, ...] | None:
+        assert isinstance(self.stream, ImageStream)
         columns, names = self.stream.columns, self.stream.label_names
         name, label = self.stream.name(row), row[columns.label]
         problem = label_problem(label, names)
@@ -89,18 +90,21 @@ class StreamReader:
         return None
 
 
-class StreamSampler(Sampler[list[StreamedSample]]):
+class StreamSampler(Sampler[list[Any]]):
     """The micro-batches of one process from `first_step` to `total_steps`, as `MicroBatchSampler` gives positions."""
+
+    make: Callable[..., Any] = StreamedSample
+    """(key, what the reader gave) -> a sample."""
 
     def __init__(self, reader: StreamReader, plan: BatchPlan, first_step: int, total_steps: int, rank: int) -> None:
         self.reader, self.plan, self.rank = reader, plan, rank
         self.first_step, self.total_steps = first_step, total_steps
 
-    def __iter__(self) -> Iterator[list[StreamedSample]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         plan = self.plan
         first_epoch = int(plan.epoch_at(self.first_step))
         epoch = -1
-        rows: Iterator[tuple[dict[str, Any], int, str]] = iter(())
+        rows: Iterator[tuple[Any, ...]] = iter(())
         for step in range(first_epoch * plan.num_samples // plan.global_batch_size, self.total_steps):
             for micro_step in range(plan.accumulation_steps):
                 samples = []
@@ -109,7 +113,7 @@ class StreamSampler(Sampler[list[StreamedSample]]):
                     if key.epoch > epoch:
                         epoch = key.epoch
                         rows = self.reader.rows(epoch, self.rank, plan.world_size)
-                    samples.append(StreamedSample(key, *next(rows)))
+                    samples.append(type(self).make(key, *next(rows)))
                 if step >= self.first_step:
                     yield samples
 

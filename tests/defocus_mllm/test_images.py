@@ -11,7 +11,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from defocus_mllm.images import ImageError, load_image
+from defocus_mllm import DefocusImageProcessor
+from defocus_mllm.images import ANIMATED, ImageError, load_image
 
 RED = (255, 0, 0)
 
@@ -66,6 +67,34 @@ def test_the_format_is_told_by_content_and_the_first_frame_counts(tmp_path):
     frames = [Image.new("RGB", (2, 2), color) for color in (RED, (0, 0, 255))]
     frames[0].save(tmp_path / "animation.jpg", format="GIF", save_all=True, append_images=frames[1:])
     assert pixel(tmp_path / "animation.jpg") == RED
+    assert load_image(tmp_path / "animation.jpg").info[ANIMATED]
+    frames[0].save(tmp_path / "still.jpg", format="GIF")
+    assert ANIMATED not in load_image(tmp_path / "still.jpg").info
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animations_of_all_kinds_are_told(tmp_path, kind):
+    frames = [Image.new("RGBA", (4, 4), color) for color in (RED, (0, 0, 255))]
+    frames[0].save(tmp_path / "animation", format=kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert pixel(tmp_path / "animation") == RED
+    assert load_image(tmp_path / "animation").info[ANIMATED]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (1, 4000), (4000, 1)])
+def test_tiny_and_thin_pictures(tmp_path, size):
+    Image.new("RGB", size, RED).save(tmp_path / "thin.png")
+    assert load_image(tmp_path / "thin.png").size == size
+    processor = DefocusImageProcessor(size={"height": 8, "width": 8})
+    values = processor(images=[load_image(tmp_path / "thin.png")], return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 8, 8)
+    assert values[0, 0].min() > values[0, 1:].max()  # red in every pixel: channels were not taken for rows
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "PDF"])
+def test_formats_that_data_sets_do_not_need_are_refused(tmp_path, kind):
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "picture.png", format=kind)
+    with pytest.raises(ImageError, match=r"picture\.png is not a picture of a known format"):
+        load_image(tmp_path / "picture.png")
 
 
 def png_bytes() -> bytes:

@@ -17,15 +17,15 @@ from training.conversations import load_conversations
 MEASURE = """
 import sys
 from training.conversations import load_conversations
-def private_bytes():
+def own_bytes():  # not the pages of the mapped file, which all processes share and the system can take back
     lines = open("/proc/self/smaps_rollup").read().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 load_conversations(sys.argv[1])[0]  # what the libraries take
-before = private_bytes()
+before = own_bytes()
 dataset = load_conversations(sys.argv[2])
 texts = sum(len(dataset[number].messages[0]["content"][0]["text"]) for number in range(0, len(dataset), 7))
 images = int(dataset.num_images.sum())
-print(len(dataset), private_bytes() - before)
+print(len(dataset), own_bytes() - before)
 """
 
 
@@ -114,12 +114,12 @@ def test_batches_are_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux to tell a process's own memory")
 def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
-    few, many = write(tmp_path / "few.jsonl", 10), write(tmp_path / "many.jsonl", 20_000, length=2000)
+    few, many = write(tmp_path / "few.jsonl", 10), write(tmp_path / "many.jsonl", 10_000, length=2000)
     load_conversations(many)  # built by another process, as for all but one of the ranks
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(few), str(many)], capture_output=True, text=True, check=True, timeout=120
     )
     number, grown = map(int, done.stdout.split())
-    assert number == 20_000
-    assert many.stat().st_size > 40_000_000
-    assert grown < 6_000_000
+    assert number == 10_000
+    assert many.stat().st_size > 20_000_000
+    assert grown < 4_000_000

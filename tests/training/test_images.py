@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy
@@ -10,9 +11,9 @@ import torch
 from PIL import Image
 
 from defocus_mllm import DefocusImageProcessor
-from defocus_mllm.images import load_image
+from defocus_mllm.images import ImageError, load_image
 from training import images
-from training.images import PixelLoader
+from training.images import PixelLoader, StoredImage
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -42,6 +43,25 @@ def test_the_cache_remembers_within_its_limit(tmp_path, processor, monkeypatch):
     for path, expected in zip(paths, first, strict=True):
         assert torch.equal(loader(path), expected)
     assert opened == [*paths, paths[2]]  # the last found no room
+
+
+def test_animations_are_counted_and_stored_pictures_are_remembered_by_name(processor):
+    buffer = io.BytesIO()
+    noise(8, 8).save(buffer, format="GIF", save_all=True, append_images=[noise(8, 8)])
+    loader = PixelLoader(processor.image_processor)
+    one = loader(StoredImage("a.parquet[0]", buffer.getvalue))
+    assert torch.equal(loader(StoredImage("a.parquet[0]", bytes)), one)  # not read again
+    assert loader.num_animated == 1
+    with pytest.raises(ImageError, match=r"a\.parquet\[1\]"):
+        loader(StoredImage("a.parquet[1]", bytes))
+
+
+def test_a_thin_picture_is_not_padded_to_gigabytes(monkeypatch):
+    image_processor = DefocusImageProcessor(size={"height": 8, "width": 8}, fit="pad")
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+    assert PixelLoader(image_processor).resize(noise(100, 1)).shape == (3, 8, 8)
+    with pytest.raises(ImageError, match="101 x 1 pixels would be padded"):
+        PixelLoader(image_processor).resize(noise(101, 1))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (17, 40), (64, 5), (1, 1)])
