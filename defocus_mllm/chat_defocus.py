@@ -60,16 +60,18 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any, chat_template: str) -> None:
         self.tokenizer = tokenizer
-        tokens = tokenizer.added_tokens_decoder
+        special = set(tokenizer.all_special_tokens)  # some are not marked as such
         # Tokens that are not special are words, such as runs of spaces, unless the template writes them as its marks.
         self._controls = {
             token.content: (number, token)
-            for number, token in tokens.items()
-            if token.content and (token.special or token.content in chat_template)
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.content and (token.special or token.content in special or token.content in chat_template)
         }
         self._control_ids = {number for number, _ in self._controls.values()} - {tokenizer.unk_token_id}
         whole = _alternatives(self._controls)
         beginnings = _alternatives({token[:length] for token in self._controls for length in range(1, len(token))})
+        self.has_marks = tokenizer.is_fast and re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+        """Whether the template says by marks of its own what is the assistant's, and the tokenizer can follow them."""
         self._pattern = whole
         self._characters = set(chat_template).union(*self._controls)
         # The first character of each control token in a message, and of one that what follows could complete.

@@ -84,7 +84,8 @@ class ChatSession:
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, streamer=streamer)
         generated = output[0, prompt_length:]
         answer = tokenizer.decode(generated, skip_special_tokens=True).strip()
-        if generated[-1] != tokenizer.eos_token_id:
+        ends = self.model.generation_config.eos_token_id  # several, where turns end otherwise than texts
+        if generated[-1] not in (ends if isinstance(ends, list) else [ends, tokenizer.eos_token_id]):
             _note(f"(cut after {self.max_new_tokens} tokens; --max_new_tokens sets the limit)")
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return answer

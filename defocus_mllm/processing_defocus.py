@@ -99,7 +99,7 @@ class DefocusProcessor(ProcessorMixin):
 
         These differ from the tokenizer's for the rendered text only where a message holds what looks like a control
         token, or where a token would reach across the beginning of an answer. `return_assistant_tokens_mask` works
-        with every template and gives the labels of training.
+        with every template: without `{% generation %}` in it, it says what training learns.
 
         Raises ChatError (a ValueError) as `encode_chat` does, and ValueError for truncation of such a conversation.
         """
@@ -113,9 +113,9 @@ class DefocusProcessor(ProcessorMixin):
             self.encode_chat(messages, prompt, chat_template, continue_final_message=unfinished, **variables)
             for messages in conversations
         ]
-        encoder = self._chat_encoder(chat_template)
+        encoder = self.chat_encoder(chat_template)
         alike = all(chat.safe and encoder.whole_ids(chat.text) == chat.ids for chat in chats)
-        if alike and not kwargs.get("return_assistant_tokens_mask"):
+        if alike and (encoder.has_marks or not kwargs.get("return_assistant_tokens_mask")):
             return super().apply_chat_template(conversation, chat_template, **sanitized)
         # The pictures and everything else from Transformers, for messages that nothing can be mistaken in.
         safely = [encoder.mark_safely(messages) for messages in conversations]
@@ -147,7 +147,7 @@ class DefocusProcessor(ProcessorMixin):
                 **variables,
             )
 
-        return self._chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
+        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The ids of a conversation up to the answer, with a single placeholder for each image.
@@ -157,7 +157,8 @@ class DefocusProcessor(ProcessorMixin):
         """
         return self.encode_chat(messages, add_generation_prompt=True).ids
 
-    def _chat_encoder(self, chat_template: str | None) -> ChatEncoder:
+    def chat_encoder(self, chat_template: str | None = None) -> ChatEncoder:
+        """What encodes conversations with this template, the processor's own if None."""
         template = self._resolve_chat_template(chat_template)
         key = (template, len(self.tokenizer))  # a token may have been added
         if self._chat_encoders.get(key) is None:
@@ -178,7 +179,7 @@ class DefocusProcessor(ProcessorMixin):
         others = {name: value for name, value in options.items() if name not in _LAYOUT}
         others |= {"return_dict": True, "return_tensors": None, "return_assistant_tokens_mask": False}
         others["processor_kwargs"] = {name: value for name, value in arguments.items() if name not in _LAYOUT}
-        output = super().apply_chat_template(conversations, chat_template, **others)
+        output: Any = super().apply_chat_template(conversations, chat_template, **others)
         text = self.tokenizer.pad(
             {"input_ids": [self.expand_images(chat.ids, chat.ids) for chat in chats]}, **{"padding": False, **layout}
         )

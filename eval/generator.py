@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class TransformersGenerator:
         self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype="auto").eval()
         self.model.to(device=self.device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
+        ends = self.model.generation_config.eos_token_id
+        self._ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._images = ImageCache()
         files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
         self.fingerprint = sha256_of_files(path for path in files if path.name not in _FILES_ABOUT_THE_RUN)
@@ -117,12 +120,11 @@ class TransformersGenerator:
         """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
         started = time.perf_counter()
         inputs = self._encode(requests)
-        end_of_turn = self.processor.tokenizer.eos_token_id
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
-            eos_token_id=end_of_turn,
+            eos_token_id=sorted(self._ends),
             pad_token_id=self.processor.tokenizer.pad_token_id,
         )
         sequences = self.model.generate(**inputs, generation_config=config)
@@ -130,7 +132,7 @@ class TransformersGenerator:
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         seconds = (time.perf_counter() - started) / len(requests)
         return [
-            self._prediction(request, answer, n_in, end_of_turn, seconds)
+            self._prediction(request, answer, n_in, seconds)
             for request, answer, n_in in zip(requests, answers, lengths, strict=True)
         ]
 
@@ -159,14 +161,13 @@ class TransformersGenerator:
             raise ValueError(f"{self.model_dir}: its processor pads on the right; generation needs left padding")
         return inputs.to(self.device, dtype=self.model.dtype)
 
-    def _prediction(
-        self, request: Request, answer: list[int], n_in: int, end_of_turn: int, seconds: float
-    ) -> Prediction:
-        finished = end_of_turn in answer
-        tokens = answer[: answer.index(end_of_turn)] if finished else answer
+    def _prediction(self, request: Request, answer: list[int], n_in: int, seconds: float) -> Prediction:
+        tokens = list(itertools.takewhile(lambda token: token not in self._ends, answer))
+        finished = len(tokens) < len(answer)
         return Prediction(
             id=request.id,
-            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
+            # Some chat templates put spaces around an answer.
+            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
             finish="stop" if finished else "length",
             n_in=n_in,
             n_out=len(tokens) + finished,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from PIL import Image
+from transformers.processing_utils import ProcessorMixin
 
 from defocus_mllm.chat_defocus import Chat, ChatError
 from defocus_mllm.chat_templates import name_of
@@ -54,6 +56,7 @@ def check_chat(processor: Any, chosen: str, stage: str) -> ChatCheck:
         )
     try:
         chats = [_check_probe(processor, _PROBES[0])]
+        _check_marks(processor, _PROBES[0], chats[0])
     except (ChatError, TemplateError) as error:
         raise ValueError(f"chat_template: {chosen or name} cannot write a question and its answer: {error}") from error
     lines = [f"chat template: {_origin(name, chosen, stage)}"]
@@ -91,6 +94,27 @@ def _check_probe(processor: Any, messages: list[Message]) -> Chat:
     if whole.ids.count(processor.image_token_id) != shown:
         raise ChatError(f"the template writes {whole.ids.count(processor.image_token_id)} images for {shown}")
     return whole
+
+
+def _check_marks(processor: Any, messages: list[Message], chat: Chat) -> None:
+    """Raise ChatError if marks in the template say otherwise than the prompt of inference what an answer is."""
+    if not processor.chat_encoder().has_marks:
+        return
+    picture = {"type": "image", "image": Image.new("RGB", (8, 8))}
+    shown = [
+        message | {"content": [picture if part["type"] == "image" else part for part in message_parts(message)]}
+        for message in messages
+    ]
+    marked = ProcessorMixin.apply_chat_template(
+        processor, shown, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    said = [bool(flag) for flag in marked["assistant_masks"][0]]
+    if said != processor.expand_images(chat.ids, chat.answered):
+        ids = [token for token, flag in zip(marked["input_ids"][0], said, strict=True) if flag]
+        raise ChatError(
+            f"its marks {{% generation %}} say that {processor.tokenizer.decode(ids)!r} is learnt, but generation goes "
+            f"on behind {processor.encode_chat(messages[:1], add_generation_prompt=True).text[-20:]!r}; let both agree"
+        )
 
 
 def _origin(name: str, chosen: str, stage: str) -> str:

@@ -9,18 +9,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
 
-from defocus_mllm import DefocusProcessor
-from training import encoding
+from defocus_mllm import DefocusProcessor, chat_defocus
 from training.encoding import IGNORED, ConversationEncoder, SupervisionError, encoder_for
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
 TRAPS = [*SPECIAL, " ASSISTANT: ", "USER:", "<|assistant", "{{ 1 }}", "{% generation %}", "\ue000text\ue001", "\n", " "]
 # U+2581 is sentencepiece's own sign for the space; lone surrogates are no text.
-PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), min_size=1, max_size=12)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12)
+PLAIN = PLAIN.filter(lambda text: text.strip())
 ADVERSARIAL = st.lists(st.one_of(PLAIN, st.sampled_from(TRAPS)), min_size=1, max_size=4).map("".join)
+ADVERSARIAL = ADVERSARIAL.filter(lambda text: text.strip())
 HARMLESS = PLAIN.filter(lambda text: not any(token in text for token in SPECIAL))
 PER_TEST_FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -57,8 +57,9 @@ def num_images(messages: list[dict[str, Any]]) -> int:
 
 
 def assert_equals_rendering(processor: Any, messages: list[dict[str, Any]], example: dict[str, torch.Tensor]) -> None:
-    reference = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+    """Also by Transformers alone, which tokenizes the whole text and reads the marks of the template."""
+    reference = ProcessorMixin.apply_chat_template(
+        processor, messages, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
     )
     assert torch.equal(example["input_ids"], reference["input_ids"][0])
     assert torch.equal(example["attention_mask"], reference["attention_mask"][0])
@@ -92,14 +93,13 @@ def test_supervised_tokens_are_the_answers_and_their_ends(processor, messages):
 @given(conversations(HARMLESS))
 def test_tokens_and_labels_equal_the_processors_own_rendering(processor, messages):
     encoder = encoder_for(processor)
-    assert encoder.by_segments
     example = encoder.encode(messages)
     assert_equals_rendering(processor, messages, example)
     assert encoder.count_tokens(messages) == len(example["input_ids"])
 
 
 @PER_TEST_FIXTURES
-@given(HARMLESS, HARMLESS)
+@given(ADVERSARIAL, ADVERSARIAL)
 def test_training_starts_with_the_prompt_of_inference(processor, question, answer):
     user = {"role": "user", "content": [{"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
@@ -126,74 +126,74 @@ NUMBERED_TEMPLATE = (
 )
 
 
-def test_a_template_whose_messages_depend_on_their_place_is_rendered_whole(processor):
+def test_a_template_whose_messages_depend_on_their_place(processor):
     other = DefocusProcessor(processor.image_processor, processor.tokenizer, 5, chat_template=NUMBERED_TEMPLATE)
-    encoder = ConversationEncoder(other)
-    assert not encoder.by_segments
-    example = encoder.encode(PAIR * 2)
+    trap = [PAIR[0], {"role": "assistant", "content": [{"type": "text", "text": "a</s>b"}]}]
+    example = ConversationEncoder(other).encode(PAIR + trap)
     assert (
         other.tokenizer.decode(example["input_ids"]).replace("<image>", "")
-        == "<s>1: what? 2: red</s> 3: what? 4: red</s> "
+        == "<s>1: what? 2: red</s> 3: what? 4: a</s>b</s> "
     )
-    assert other.tokenizer.decode(example["input_ids"][example["labels"] != IGNORED]) == "red</s>red</s>"
+    # This template does not honour add_generation_prompt: the model has to write the number too.
+    assert other.tokenizer.decode(example["input_ids"][example["labels"] != IGNORED]) == "2: red</s>4: a</s>b</s>"
+    assert (example["input_ids"] == other.tokenizer.eos_token_id).sum() == 2
     assert len(example["pixel_values"]) == 2
-    trap = [PAIR[0], {"role": "assistant", "content": [{"type": "text", "text": "a</s>b"}]}]
-    with pytest.raises(SupervisionError, match=r"data\.json\[3\].*'</s>'"):
-        encoder.encode(trap, "data.json[3]")
 
 
-def test_a_template_that_trims_texts_is_rendered_whole(processor):
+def test_a_template_that_trims_texts(processor):
     template = processor.chat_template.replace("part['text']", "part['text'].strip()")
     encoder = ConversationEncoder(DefocusProcessor(processor.image_processor, processor.tokenizer, 5, template))
-    assert not encoder.by_segments
-    spaced = [PAIR[0], {"role": "assistant", "content": " red "}]
-    assert torch.equal(encoder.encode(spaced)["input_ids"], encoder.encode(PAIR)["input_ids"])
+    spaced = [PAIR[0], {"role": "assistant", "content": [{"type": "text", "text": " red </s>\n"}]}]
+    plain = [PAIR[0], {"role": "assistant", "content": "red </s>"}]
+    for name in ("input_ids", "labels"):
+        assert torch.equal(encoder.encode(spaced)[name], encoder.encode(plain)[name])
 
 
-def byte_level(merges_spaces_with_words: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer of the GPT-2, Llama 3 and Qwen kind, or of the Llama 2 kind that puts a space before a text."""
-    model = Tokenizer(models.BPE(byte_fallback=not merges_spaces_with_words))
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if merges_spaces_with_words:
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        model.decoder = decoders.ByteLevel()
-    else:
-        model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        model.decoder = decoders.Metaspace(prepend_scheme="first")
-        alphabet = [chr(code) for code in range(32, 127)] + ["\n"]
-    texts = ["What is this? A bus, 3 m high. And the colour?\n\nOne word. Red question answer"] * 3
-    model.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>", "u": "<|user|>", "a": "<|assistant|>", "s": "<|system|>"},
-    )
-
-
-@pytest.mark.parametrize("kind", [True, False], ids=["byte level", "space before the text"])
-def test_other_kinds_of_tokenizers(processor, kind):
-    other = DefocusProcessor(processor.image_processor, byte_level(kind), 5)
-    encoder = ConversationEncoder(other)
-    assert encoder.by_segments == kind
-    second: list[dict[str, Any]] = [
-        {"role": "user", "content": "\n\nAnd the colour?"},
-        {"role": "assistant", "content": "Red\n"},
-    ]
-    example = encoder.encode(PAIR + second)
-    assert_equals_rendering(other, PAIR + second, example)
-    learnt = example["input_ids"][example["labels"] != IGNORED]
-    assert other.tokenizer.decode(learnt) == "red</s>Red\n</s>"
-
-
-def test_a_template_without_generation_marks_is_refused(processor):
+def test_a_template_without_generation_marks(processor):
     template = processor.chat_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     other = DefocusProcessor(processor.image_processor, processor.tokenizer, 5, chat_template=template)
-    with pytest.raises(SupervisionError, match=r"data\.json\[3\] has no token to learn"):
-        ConversationEncoder(other).encode(PAIR, "data.json[3]")
+    marked, unmarked = (ConversationEncoder(one).encode(PAIR * 2) for one in (processor, other))
+    unmarked_ids = unmarked["input_ids"][unmarked["input_ids"] != processor.image_token_id]
+    assert torch.equal(unmarked_ids, marked["input_ids"][marked["input_ids"] != processor.image_token_id])
+    assert torch.equal(unmarked["labels"][unmarked["labels"] >= 0], marked["labels"][marked["labels"] >= 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # what stands in the history differs from what was generated
+        (
+            ("{{- eos_token -}}{%- endgen", "{{- eos_token if loop.last else ';' -}}{%- endgen"),
+            "otherwise than its prompt",
+        ),
+        (
+            ("parts(message['content']) -}}{{- eos_token -}}{%- endgen", "'...' -}}{%- endgen"),
+            "does not write the answer",
+        ),
+        # the first thing behind the prompt is a mark that inference never generates
+        (
+            ("{%- if add_generation_prompt -%}", "{%- if false -%}"),
+            "must write answers whole and honour add_generation",
+        ),
+        (("'<image>'", "'a picture'"), "writes 0 images, but there are 2"),
+        (("['system', 'user']", "['system']"), "roles are system, user"),
+    ],
+)
+def test_templates_that_cannot_be_learnt_from_are_refused(processor, change, message):
+    old, new = change
+    template = processor.chat_template.replace("('system', 'user')", "['system', 'user']")
+    assert old in template
+    other = DefocusProcessor(
+        processor.image_processor, processor.tokenizer, 5, chat_template=template.replace(old, new)
+    )
+    with pytest.raises(SupervisionError, match=rf"^data\.json\[3\]: .*{message}"):
+        ConversationEncoder(other).encode(PAIR * 2, "data.json[3]")
+
+
+@pytest.mark.parametrize("answer", ["", " \n", [{"type": "text", "text": " "}], []])
+def test_an_empty_answer_is_refused(processor, answer):
+    with pytest.raises(SupervisionError, match=r"^data\.json\[3\]: an answer is empty"):
+        encoder_for(processor).encode([*PAIR, PAIR[0], {"role": "assistant", "content": answer}], "data.json[3]")
 
 
 def test_nothing_to_learn_is_refused(processor):
@@ -201,14 +201,15 @@ def test_nothing_to_learn_is_refused(processor):
         encoder_for(processor).encode(PAIR[:1], "data.json[3]")
 
 
-def test_remembered_messages_do_not_change_the_result(processor, monkeypatch):
+def test_remembered_texts_do_not_change_the_result(processor, monkeypatch):
     encoder = ConversationEncoder(processor)
     first = encoder.encode(PAIR * 2)
     again = encoder.encode(PAIR * 2)
-    monkeypatch.setattr(encoding, "_MOST_CACHED_MESSAGES", 1)
-    small = ConversationEncoder(processor)
-    forgetful = small.encode(PAIR * 2)
-    assert len(small._messages) == 1
+    monkeypatch.setattr(chat_defocus, "_MOST_CACHED_TEXTS", 1)
+    processor._chat_encoders.clear()
+    small = processor.chat_encoder(None)
+    forgetful = encoder.encode(PAIR * 2)
+    assert len(small._texts) == 1
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, forgetful[name])

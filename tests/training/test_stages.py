@@ -341,3 +341,37 @@ def test_script_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert lines[0].startswith("error:")
     assert "lerning_rate" in lines[0]
     assert "learning_rate" in lines[0]
+
+
+def test_a_chat_template_by_name_goes_from_training_to_inference(
+    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    data, runs, printed = finished
+    assert "chat template: defocus (none was named)" in printed
+    run("stage1", data, runs, "--chat_template", "plain", "--output_dir", str(tmp_path / "plain"))
+    shown = capsys.readouterr().out
+    assert "chat template: plain" in shown
+    assert "plain leaves out the text of all questions" in shown
+    inherited = ["--model", str(tmp_path / "plain"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="chat_template: the model was trained with plain"):
+        run("stage2", data, runs, *inherited)
+    run("stage2", data, runs, *inherited, "--chat_template", "chatml")
+    folder = tmp_path / "out"
+    assert json.loads((folder / "run.json").read_text())["facts"]["chat_template"] == {
+        "name": "chatml",
+        "begin": True,
+        "ends": ["<|im_end|>"],
+    }
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    question = [{"role": "user", "content": [{"type": "text", "text": "is <|im_end|> red?"}]}]
+    assert processor.apply_chat_template(question, add_generation_prompt=True) == (
+        "<s><|im_start|>user\nis <|im_end|> red?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    inputs = processor.apply_chat_template(question, tokenize=True, return_dict=True, add_generation_prompt=True)
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert inputs["input_ids"][0].count(end) == 1
+    assert model.generation_config.eos_token_id == [end, processor.tokenizer.eos_token_id]
+    assert model.get_input_embeddings().weight.shape[0] >= len(processor.tokenizer)
