@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -41,6 +41,8 @@ class RunState:
     complete: bool = False
     checkpoint: Path | None = None
     notes: list[str] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of what the run reads."""
 
 
 def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT], Stage]) -> None:
@@ -56,12 +58,13 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     disable_progress_bar()  # of weight files; the steps have their own
     accelerator = make_accelerator(arguments)
     output_dir = Path(arguments.output_dir)
-    inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
     with _empty_folder_removed(output_dir, accelerator):
-        if accelerator.is_main_process:
+        state = RunState()
+        if accelerator.is_main_process:  # which may read much, and speaks for all if there is an error
+            inputs = fingerprints({name: getattr(arguments, name, None) for name in INPUT_FIELDS})
             check_writable(output_dir)
-        accelerator.wait_for_everyone()
-        state = inspect_output(section, arguments, inputs)
+            state = inspect_output(section, arguments, inputs)
+        (state,) = broadcast_object_list([state])
         for note in state.notes:
             accelerator.print(note)
         if state.complete:
@@ -76,7 +79,7 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
         if arguments.dry_run:
             accelerator.print(rehearse(loop, stage))
             return
-        _train(loop, stage, freeze, arguments, state, inputs)
+        _train(loop, stage, freeze, arguments, state)
 
 
 def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, str]) -> RunState:
@@ -88,7 +91,7 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
     output_dir = Path(arguments.output_dir)
     names = [path.name for path in output_dir.iterdir() if not path.name.startswith(PARTIAL_PREFIX)]
     if not names:
-        return RunState()
+        return RunState(inputs=inputs)
     if not arguments.resume:
         raise ValueError(f"output_dir {output_dir} is not empty and resume is false; choose another or empty it")
     run = read_run(output_dir)
@@ -105,12 +108,12 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
             "delete that run"
         )
     if complete:
-        return RunState(complete=True)
+        return RunState(complete=True, inputs=inputs)
     if checkpoint:
         notes.append(f"continuing from {checkpoint}")
     else:
         notes.append(f"{output_dir} holds a run that stopped before its first checkpoint; starting it again")
-    return RunState(checkpoint=checkpoint, notes=notes)
+    return RunState(checkpoint=checkpoint, notes=notes, inputs=inputs)
 
 
 def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
@@ -201,7 +204,6 @@ def _train(
     freeze: FreezePlan,
     arguments: CommonArguments,
     state: RunState,
-    inputs: dict[str, str],
 ) -> None:
     accelerator, output_dir = loop.accelerator, Path(arguments.output_dir)
     if accelerator.is_main_process:
@@ -216,7 +218,7 @@ def _train(
     record = RunRecord.start(
         stage.name,
         arguments,
-        inputs,
+        state.inputs,
         accelerator.num_processes,
         parameters=freeze.total_parameters,
         trainable_parameters=freeze.trainable_parameters,

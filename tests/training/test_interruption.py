@@ -20,7 +20,7 @@ from test_loop import make_loop, metrics, weights
 from training import interruption
 from training.batches import load_batches
 from training.checkpointing import find_newest_valid, verify_checkpoint
-from training.interruption import EXIT_STOPPED, SIGNALS, Interrupted, Interruption, elected, wait_forwarding
+from training.interruption import EXIT_STOPPED, SIGNALS, Interrupted, Interruption, elected, run_forwarding
 
 
 def signalled_at(step: int, number: signal.Signals) -> Any:
@@ -152,7 +152,9 @@ def test_script_stops_with_a_message_and_an_exit_code_of_its_own(tmp_path: Path)
 
 
 def test_waiting_passes_signals_on() -> None:
-    child = subprocess.Popen(["sleep", "60"])
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    assert wait_forwarding(child) == -signal.SIGTERM
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        assert run_forwarding(["sleep", "60"]) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGALRM, before)
