@@ -162,7 +162,9 @@ def load_model_weights(model: nn.Module, directory: str | Path) -> None:
     """Copy the weights saved in `directory` into `model`, bit for bit; `CheckpointError` when they do not fit."""
     loaded = load_strictly(original_class(model), directory, "checkpoint", next(model.parameters()).dtype)
     own = model.state_dict()
-    model.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in loaded.state_dict().items()})
+    model.load_state_dict(
+        {name: shard_like(value, own.get(name, value)) for name, value in loaded.state_dict().items()}
+    )
 
 
 def get_random_state() -> dict[str, Any]:

@@ -107,9 +107,8 @@ def kill_test(arguments: KillTestArguments, folder: Path) -> dict[str, Any]:
         "held": not problems,
         "problems": problems,
         "arguments": {**dataclasses.asdict(arguments), "output": Path(arguments.output).name},
-        "command": "python -m training.kill_test " + " ".join(
-            f"--{name} {value}" for name, value in dataclasses.asdict(arguments).items() if value != ""
-        ),
+        "command": "python -m training.kill_test "
+        + " ".join(f"--{name} {value}" for name, value in dataclasses.asdict(arguments).items() if value != ""),
         "runs": runs,
         "kills": kills,
         "moments": dict(Counter(kill["moment"] for kill in kills)),

@@ -260,7 +260,9 @@ def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
         yield
     except Interrupted as stop:
         if main:
-            record.finish("interrupted", step=loop.step, train_seconds=round(loop.train_seconds, 3), stopped_by=stop.signal_name)
+            record.finish(
+                "interrupted", step=loop.step, train_seconds=round(loop.train_seconds, 3), stopped_by=stop.signal_name
+            )
         # a launcher ends all processes when the first one leaves
         loop.accelerator.wait_for_everyone()
         place = f"saved in {loop.output_dir}; " if loop.step else ""

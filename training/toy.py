@@ -34,7 +34,9 @@ def write_toy(folder: Path, seed: int) -> list[str]:
         colour = list(COLOURS)[number % len(COLOURS)]
         Image.new("RGB", (SIDE, SIDE), COLOURS[colour]).save(images / f"{number}.png")
         turns = [("<image>\nwhat color is it?", colour), (f"is it {colour}?", "yes"), ("is it black?", "no")]
-        values = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+        values = [
+            {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
+        ]
         records.append({"id": number, "image": f"{number}.png", "conversations": values})
     data = folder / "conversations.json"
     data.write_text(json.dumps(records), encoding="utf-8")

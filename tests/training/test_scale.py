@@ -25,7 +25,7 @@ from training.run_record import MetricsFile
 from training.sampling import BatchPlan
 
 CONFIGS = toy_task.ROOT / "training" / "accelerate_configs"
-STEPS, BATCH = 4, 4
+STEPS, BATCH, SEED = 4, 4, 4
 TRAINED = ["--train", "projector", "language_model", "vision_tower"]
 
 
@@ -39,7 +39,17 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     records = [json.loads((data / name).read_text()) for name in ("conversations.json", "dialogues.json")]
     (data / "conversations.json").write_text(json.dumps(records[0][:4] + 2 * records[1]))
     words = toy_task.stage_words("stage2", data, runs)
-    words += [*TRAINED, "--max_steps", str(STEPS), "--global_batch_size", str(BATCH), "--ema_decay", "0.9"]
+    words += [
+        *TRAINED,
+        "--max_steps",
+        str(STEPS),
+        "--global_batch_size",
+        str(BATCH),
+        "--seed",
+        str(SEED),
+        "--ema_decay",
+        "0.9",
+    ]
     stage2.main([*words, "--output_dir", str(folder / "one")])
     return folder, words
 
@@ -57,7 +67,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
 
 def test_a_process_has_only_text_while_the_other_has_images() -> None:
     """Else the comparison below would not show what it is to show."""
-    plan = BatchPlan(num_samples=8, global_batch_size=BATCH, per_device_batch_size=1, world_size=2, seed=0)
+    plan = BatchPlan(num_samples=8, global_batch_size=BATCH, per_device_batch_size=1, world_size=2, seed=SEED)
     has_image = [
         [[key.sample < 4 for key in plan.keys(step, micro, rank)] for rank in (0, 1)]
         for step in range(STEPS)
