@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -20,6 +21,10 @@ from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
 from training.checkpointing import Savable, load_model_weights
 from training.sharding import forget_gathered, gather, layer_classes, shard_like, whole
+
+
+class NonFiniteLossError(ValueError):
+    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class Engine:
@@ -72,9 +77,14 @@ class Engine:
         """Scale the gradients down to the norm `limit` (0: leave them); returns their norm before."""
         return whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf, foreach=True))
 
-    def step(self) -> None:
-        """Change the weights and drop the gradients."""
+    def step(self, norm: torch.Tensor) -> torch.Tensor:
+        """Change the weights and drop the gradients, whose norm `clip` told to be `norm`; returns that norm."""
         self.optimizer.step()
+        self.drop_gradients()
+        return norm
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a finished backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def copy_parameters(self) -> list[torch.Tensor]:
@@ -100,7 +110,7 @@ class Engine:
         """The model, to be saved whole by the main process. Every process must call this."""
         if not self.sharded:
             return self.module  # type: ignore[return-value]
-        return _Gathered(self.module, gather(self.module.state_dict(keep_vars=True), self._is_main))
+        return GatheredModel(self.module, gather(self.module.state_dict(keep_vars=True), self._is_main))
 
     def optimizer_state(self) -> dict[str, Any]:
         """What `load` takes, whole on the main process. Every process must call this."""
@@ -130,12 +140,23 @@ class Engine:
         return self.accelerator.is_main_process
 
 
-class _Gathered:
-    """A sharded model with its whole weights beside it."""
+class GatheredModel:
+    """A shared model with its whole weights beside it, which only the main process has."""
 
-    def __init__(self, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         self.model, self.weights = model, weights
 
     def save_pretrained(self, save_directory: Any, /) -> None:
         """Write the model as if it had never been sharded."""
         self.model.save_pretrained(save_directory, state_dict=self.weights)
+
+
+def make_engine(
+    accelerator: Accelerator, model: nn.Module, groups: list[dict[str, Any]], arguments: CommonArguments
+) -> Engine:
+    """The engine for the way the launch asked for; see `Engine` for the arguments."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from training.deepspeed_engine import DeepSpeedEngine  # needs deepspeed, which nothing else does
+
+        return DeepSpeedEngine(accelerator, model, groups, arguments)
+    return Engine(accelerator, model, groups, arguments)

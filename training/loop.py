@@ -31,17 +31,13 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.engine import Engine
+from training.engine import NonFiniteLossError, make_engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
-
-
-class NonFiniteLossError(ValueError):
-    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class TrainingLoop:
@@ -96,7 +92,7 @@ class TrainingLoop:
             {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
             for group in self.freeze.optimizer_groups
         ]
-        self.engine = Engine(self.accelerator, self.stage.model, groups, arguments)
+        self.engine = make_engine(self.accelerator, self.stage.model, groups, arguments)
         self.average = self.engine.copy_parameters() if arguments.ema_decay > 0 else []
         self.window_loss = torch.zeros((), device=device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
@@ -158,7 +154,7 @@ class TrainingLoop:
         loss = self._forward_and_backward(micro_batches, items)
         self._set_learning_rates()
         self._check_finite(loss)
-        self.engine.step()
+        self.grad_norm = self.engine.step(self.grad_norm)
         self._update_average()
         self.window_loss += loss
         self.window_steps += 1
@@ -171,7 +167,7 @@ class TrainingLoop:
             loss = self._forward_and_backward(*self._next_batch(self._batches()))
         self._check_finite(loss)
         self._raise_if_not_finite()
-        self.engine.optimizer.zero_grad(set_to_none=True)
+        self.engine.drop_gradients()
         return loss.item()
 
     def _next_batch(self, batches: Iterator[Batch]) -> tuple[list[Batch], int]:

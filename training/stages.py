@@ -17,8 +17,10 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from defocus_mllm.files import PARTIAL_PREFIX
+from defocus_mllm.loading import load_strictly
 from training.arguments import CommonArguments
-from training.checkpointing import CheckpointError, find_newest_valid, load_model_weights, save_final
+from training.checkpointing import CheckpointError, find_newest_valid, save_final
+from training.engine import GatheredModel
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
 from training.interruption import EXIT_STOPPED, Interrupted
@@ -26,6 +28,7 @@ from training.loop import TrainingLoop
 from training.processes import make_accelerator
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
+from training.sharding import original_class
 from training.stage import Stage
 
 INPUT_FIELDS = ("data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model")
@@ -153,10 +156,11 @@ def rehearse(loop: TrainingLoop, stage: Stage) -> str:
     with tempfile.TemporaryDirectory(prefix="defocus-dry-run-") as folder:
         if loop.accelerator.is_main_process:
             save_final(folder, savables)
-            before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-            load_model_weights(stage.model, folder)
-            for name, tensor in stage.model.state_dict().items():
-                if not torch.equal(tensor, before[name]):
+            model = savables[0]
+            expected = model.weights if isinstance(model, GatheredModel) else stage.model.state_dict()
+            loaded = load_strictly(original_class(stage.model), folder, "checkpoint").state_dict()
+            for name, tensor in loaded.items():
+                if not torch.equal(tensor, expected[name].cpu()):
                     raise CheckpointError(f"{stage.name}: {name} changes when the model is saved and loaded")
         loop.accelerator.wait_for_everyone()
     return f"dry run: loss {loss:.4f}, gradient norm {loop.grad_norm.item():.4f}, saved and loaded; nothing was kept"
