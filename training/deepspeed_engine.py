@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_get_local_optimizer_state,
@@ -23,7 +24,6 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from deepspeed.zero import GatheredParameters
 from torch import nn
 
 from defocus_mllm.loading import load_strictly
@@ -40,7 +40,9 @@ class DeepSpeedEngine(Engine):
         self, accelerator: Accelerator, model: nn.Module, groups: list[dict[str, Any]], arguments: CommonArguments
     ) -> None:
         if arguments.ema_decay > 0:
-            raise ValueError("ema_decay: not with DeepSpeed; take training/accelerate_configs/fsdp2.yaml, or set it to 0")
+            raise ValueError(
+                "ema_decay: not with DeepSpeed; take training/accelerate_configs/fsdp2.yaml, or set it to 0"
+            )
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # only counted with; the loop forms the batches
             gradient_accumulation_steps=1,
@@ -53,10 +55,22 @@ class DeepSpeedEngine(Engine):
                 "lower_precision_safe_modules": [],
             },
         )
-        # DeepSpeed makes the moments by a step without gradients, which must neither decay a weight nor count
+        # moments are made by a step without gradients, which must neither decay a weight nor count
         super().__init__(accelerator, model, [{**group, "lr": 0.0} for group in groups], arguments)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self._make_moments()
         self._set_steps(0.0)
+
+    def _make_moments(self) -> None:
+        """Stage 3 has made them; stage 2 would in its first step, too late to load a checkpoint into them."""
+        zero = self.optimizer.optimizer
+        if not self._states():
+            for flat in zero.single_partition_of_fp32_groups:
+                flat.grad = torch.zeros_like(flat)
+            zero.optimizer.step()
+            for flat in zero.single_partition_of_fp32_groups:
+                flat.grad = None
+            zero._lazy_init_hp_params_optimizer_state()
 
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
@@ -77,7 +91,9 @@ class DeepSpeedEngine(Engine):
         self.model.step()
         norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=norm.dtype, device=norm.device)
         if not math.isfinite(norm.item()):
-            raise NonFiniteLossError(f"gradient norm {norm.item()} under DeepSpeed; lower learning_rate, and start again")
+            raise NonFiniteLossError(
+                f"gradient norm {norm.item()} under DeepSpeed; lower learning_rate, and start again"
+            )
         return norm
 
     def drop_gradients(self) -> None:

@@ -129,7 +129,7 @@ class _Process:
         words += ["--global_batch_size", "4", "--per_device_batch_size", "2", "--learning_rate", "1e-3"]
         words += ["--ema_decay", "0.9", "--save_total_limit", "3"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "training.stage2", *words],
             cwd=Path(__file__).parents[1],  # so that the same code runs there
@@ -253,9 +253,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         sentence(result) + ".",
         "",
-        "Compared with a run that was never stopped: weights, optimizer, average of the weights, random state and lines "
-        "of metrics are equal bit for bit at the end. After every kill all checkpoints were verified (SHA-256 of every "
-        "file) and the lines of metrics counted."
+        "Compared with a run that was never stopped: weights, optimizer, average of the weights, random state and "
+        "lines of metrics are equal bit for bit at the end. After every kill all checkpoints were verified (SHA-256 of "
+        "every file) and the lines of metrics counted."
         if result["held"]
         else "\n".join(f"- {problem}" for problem in result["problems"]),
         "",

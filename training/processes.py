@@ -27,7 +27,7 @@ def make_accelerator(arguments: CommonArguments) -> Accelerator:
     on_cpu = arguments.cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
-        # DeepSpeed chooses the device itself, and Accelerate finds its processes on CPUs only if told what connects them
+        # DeepSpeed chooses the device, and Accelerate finds its processes on CPUs only if told what connects them
         cpu=arguments.cpu and not deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if deepspeed and on_cpu else [],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop's; a launcher's would scale

@@ -1,4 +1,4 @@
-"""Two processes that share a model, whole (DDP) or in shards (FSDP2), learn what one does; one of them sees only text."""
+"""Two processes that share a model, whole (DDP) or in shards (FSDP2), learn what one does, one from text only."""
 
 from __future__ import annotations
 
