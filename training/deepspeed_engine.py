@@ -55,22 +55,26 @@ class DeepSpeedEngine(Engine):
                 "lower_precision_safe_modules": [],
             },
         )
-        # moments are made by a step without gradients, which must neither decay a weight nor count
+        self.stage = accelerator.state.deepspeed_plugin.zero_stage
+        # no rate yet: the step that makes the moments must not decay a weight
         super().__init__(accelerator, model, [{**group, "lr": 0.0} for group in groups], arguments)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self._make_moments()
-        self._set_steps(0.0)
 
     def _make_moments(self) -> None:
-        """Stage 3 has made them; stage 2 would in its first step, too late to load a checkpoint into them."""
+        """By a step without gradients. DeepSpeed makes them in its first one, too late to load a checkpoint."""
         zero = self.optimizer.optimizer
-        if not self._states():
-            for flat in zero.single_partition_of_fp32_groups:
-                flat.grad = torch.zeros_like(flat)
+        partitions = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for number, partition in enumerate(partitions):
+            partition.grad = torch.zeros_like(partition)
+            if self.stage == 3:
+                zero._optimizer_step(number)
+        if self.stage < 3:
             zero.optimizer.step()
-            for flat in zero.single_partition_of_fp32_groups:
-                flat.grad = None
             zero._lazy_init_hp_params_optimizer_state()
+        for partition in partitions:
+            partition.grad = None
+        self._set_steps(0.0)
 
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:

@@ -128,7 +128,9 @@ class Engine:
             for name, value in moments.items():
                 if value.shape == parameter.shape:  # not the number of steps
                     moments[name] = shard_like(value, parameter)
-        self.optimizer.load_state_dict(optimizer_state)
+        # the arguments' groups: DeepSpeed's checkpoints have none
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer_state["state"], "param_groups": groups})
 
     def load_average(self, average: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -> None:
         """Overwrite `average`, which `copy_parameters` made, by `saved`, which `gathered` made."""

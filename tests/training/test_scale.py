@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +29,6 @@ from training.sampling import BatchPlan
 
 CONFIGS = toy_task.ROOT / "training" / "accelerate_configs"
 STEPS, BATCH, SEED = 4, 4, 4
-TRAINED = ["--train", "projector", "language_model", "vision_tower"]
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +40,29 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         main([*toy_task.stage_words(stage, data, runs), "--max_steps", "1"])
     records = [json.loads((data / name).read_text()) for name in ("conversations.json", "dialogues.json")]
     (data / "conversations.json").write_text(json.dumps(records[0][:4] + 2 * records[1]))
-    words = toy_task.stage_words("stage2", data, runs)
-    words += [
-        *TRAINED,
-        "--max_steps",
-        str(STEPS),
-        "--global_batch_size",
-        str(BATCH),
-        "--seed",
-        str(SEED),
-        "--ema_decay",
-        "0.9",
-    ]
-    stage2.main([*words, "--output_dir", str(folder / "one")])
+    words = [*toy_task.stage_words("stage2", data, runs), "--train", "projector", "language_model", "vision_tower"]
+    words += ["--max_steps", str(STEPS), "--global_batch_size", str(BATCH), "--seed", str(SEED), "--save_steps", "2"]
     return folder, words
+
+
+def one_process(toy: tuple[Path, list[str]], config: str) -> tuple[Path, list[str]]:
+    """(the run of one process that `config` is held against, the words of both)."""
+    folder, words = toy
+    average = "0" if config.startswith("zero") else "0.9"
+    words = [*words, "--ema_decay", average]
+    run = folder / f"one-{average}"
+    if not run.exists():
+        stage2.main([*words, "--output_dir", str(run)])
+    return run, words
+
+
+def begun(run: Path, folder: Path) -> Path:
+    """`folder` as the run in `run` had left it after two steps."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(run / name, folder / name)
+    shutil.copytree(run / "checkpoints" / "step-000002", folder / "checkpoints" / "step-000002")
+    return folder
 
 
 def launched(config: str, words: list[str]) -> list[str]:
@@ -76,37 +87,52 @@ def test_a_process_has_only_text_while_the_other_has_images() -> None:
     assert any(any(first) != any(second) for first, second in has_image)
 
 
-@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def needs_deepspeed(config: str) -> Any:
+    missing = importlib.util.find_spec("deepspeed") is None
+    return pytest.param(config, marks=pytest.mark.skipif(missing, reason="DeepSpeed is not installed"))
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp2", needs_deepspeed("zero2"), needs_deepspeed("zero3")])
 def test_two_processes_learn_what_one_does(toy: tuple[Path, list[str]], config: str) -> None:
-    folder, words = toy
-    run = folder / config
-    done = toy_task.launch(launched(config, [*words, "--output_dir", str(run), "--save_steps", "2"]), timeout=250)
+    one, words = one_process(toy, config)
+    run = toy[0] / config
+    done = toy_task.launch(launched(config, [*words, "--output_dir", str(run)]), timeout=250)
     assert done.returncode == 0, done.stderr
     assert "x 2 process(es)" in done.stdout
     assert done.stdout.count("=== stage2 ===") == 1  # only one of them speaks
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
-    alone, shared = losses(folder / "one"), losses(run)
+    assert_equal_runs(run, one)
+    assert type(AutoModelForImageTextToText.from_pretrained(run)).__name__ == "DefocusForConditionalGeneration"
+    state = load_training_state(run / "checkpoints" / "step-000002")
+    moments = [tensor for values in state["optimizer"]["state"].values() for tensor in values.values()]
+    assert all(type(tensor) is torch.Tensor for tensor in [*moments, *state["average"]])
+    continued = begun(run, toy[0] / f"{config}-continued")  # by one process
+    stage2.main([*words, "--output_dir", str(continued)])
+    assert_equal_runs(continued, one)
+
+
+@pytest.mark.parametrize("config", ["fsdp2", needs_deepspeed("zero2"), needs_deepspeed("zero3")])
+def test_two_processes_continue_what_one_has_begun(toy: tuple[Path, list[str]], config: str) -> None:
+    one, words = one_process(toy, config)
+    run = begun(one, toy[0] / f"one-continued-{config}")
+    done = toy_task.launch(launched(config, [*words, "--output_dir", str(run)]), timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "step-000002" in done.stdout
+    assert_equal_runs(run, one)
+
+
+def assert_equal_runs(run: Path, one: Path) -> None:
+    """Losses to 1e-5 at every step, gradients, and the final weights, all of them whole."""
+    alone, shared = losses(one), losses(run)
     assert len(alone) == len(shared) == STEPS
     for (loss, norm), (expected_loss, expected_norm) in zip(shared, alone, strict=True):
         assert loss == pytest.approx(expected_loss, abs=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-4)
-    one, two = load_file(folder / "one" / "model.safetensors"), load_file(run / "model.safetensors")
-    assert one.keys() == two.keys()
-    for name, tensor in two.items():
-        assert tensor.shape == one[name].shape  # the projector too, and not size([0])
-        assert tensor.allclose(one[name], atol=1e-4), name
-    assert type(AutoModelForImageTextToText.from_pretrained(run)).__name__ == "DefocusForConditionalGeneration"
-    # one process continues what two have begun
-    state = load_training_state(run / "checkpoints" / "step-000002")
-    moments = [tensor for values in state["optimizer"]["state"].values() for tensor in values.values()]
-    assert all(type(tensor) is torch.Tensor for tensor in [*moments, *state["average"]])
-    continued = folder / f"{config}-continued"
-    (continued / "checkpoints").mkdir(parents=True)
-    for name in ("run.json", "metrics.jsonl", "checkpoints/step-000002"):
-        (run / name).rename(continued / name)
-    stage2.main([*words, "--output_dir", str(continued)])
-    for name, tensor in load_file(continued / "model.safetensors").items():
-        assert tensor.allclose(one[name], atol=1e-4), name
+    expected, weights = load_file(one / "model.safetensors"), load_file(run / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert tensor.shape == expected[name].shape  # the projector's too, and not size([0])
+        assert tensor.allclose(expected[name], atol=1e-4), name
 
 
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(toy: tuple[Path, list[str]]) -> None:
@@ -141,7 +167,7 @@ def test_one_process_where_two_were_wanted_is_refused(toy: tuple[Path, list[str]
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_are_ones_accelerate_reads(path: Path) -> None:
-    """With its own loader, which refuses unknown fields. DeepSpeed itself is not installed where the tests run."""
+    """With its own loader, which refuses unknown fields."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
