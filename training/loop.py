@@ -193,15 +193,19 @@ class TrainingLoop:
     def _next_batch(self, batches: Iterator[Batch], count: int) -> tuple[list[Batch], int]:
         """This process's next `count` micro-batches, and the supervised items of all processes in them.
 
-        In the same message the processes tell each other whether one of them was asked to stop: then all raise
-        `Interrupted`, after a checkpoint.
+        In the same message the processes tell each other whether one of them has heard of bad samples, which they then
+        share, and whether one of them was asked to stop: then all raise `Interrupted`, after a checkpoint.
         """
         votes = self.interruption.votes()
         micro_batches = [] if any(votes) else [next(batches) for _ in range(count)]
-        told = torch.tensor([sum(self.stage.count_items(batch) for batch in micro_batches), *votes])
+        items = sum(self.stage.count_items(batch) for batch in micro_batches)
+        bad_samples = self.stage.bad_samples
+        told = torch.tensor([items, bad_samples.num_heard, *votes])
         if self.accelerator.num_processes > 1:
             told = self.accelerator.reduce(told.to(self.accelerator.device), reduction="sum")
-        items, *votes = told.tolist()
+        items, num_bad, *votes = told.tolist()
+        if num_bad:
+            bad_samples.share()
         if signal_name := elected(votes):
             if self.step > self._saved_step:
                 self.save()
