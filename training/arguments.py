@@ -12,6 +12,7 @@ from training.augmentation_arguments import AugmentationArguments
 from training.chat_arguments import ChatArguments
 from training.data_arguments import DataArguments
 from training.json_fields import JsonDict
+from training.packing_arguments import PackingArguments
 from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
 from training.tuning_arguments import TuningArguments
@@ -238,7 +239,7 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments):
+class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -274,6 +275,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
         self.check_tuning(self.train, self.model)
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
+        self.check_packing(self.streaming)
 
 
 @dataclass

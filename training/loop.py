@@ -38,6 +38,7 @@ from training.run_record import MetricsFile
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
+from training.token_counts import TokenCounts
 
 
 class TrainingLoop:
@@ -96,6 +97,7 @@ class TrainingLoop:
         self.average = self.engine.copy_parameters() if arguments.ema_decay > 0 else []
         self.window_loss = torch.zeros((), device=device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.window_tokens = TokenCounts()
         self.grad_norm = torch.zeros((), device=device)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -136,10 +138,11 @@ class TrainingLoop:
                     self.after_step(self.step)
 
     def _batches(self) -> Iterator[Batch]:
-        sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
+        self.sampler = self.stage.sampler(self.plan, self.step, self.total_steps, self.accelerator.process_index)
         pin_memory = self.accelerator.device.type == "cuda"
         seed = mix_seed(self.arguments.seed, self.step)
-        return load_batches(self.stage.load_batch, sampler, self.arguments.dataloader_num_workers, pin_memory, seed)
+        workers = self.arguments.dataloader_num_workers
+        return load_batches(self.stage.load_batch, self.sampler, workers, pin_memory, seed)
 
     def _begin_epoch_if_new(self, epoch: int) -> int:
         current = int(self.plan.epoch_at(self.step))
@@ -150,7 +153,8 @@ class TrainingLoop:
         return current
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
-        micro_batches, items = self._next_batch(batches, self.plan.accumulation_steps)
+        micro_batches, items = self._next_batch(batches, self.sampler.micro_batches(self.step))
+        self.window_tokens.add(micro_batches)
         loss = self._forward_and_backward(micro_batches, items)
         self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
@@ -172,25 +176,32 @@ class TrainingLoop:
         with explained_compilation():
             loss = self._forward_and_backward(*self._next_batch(batches, 1))
             norms = self.engine.gradient_norms()
-            for _ in range(min(attempts, self.plan.accumulation_steps * self.total_steps) - 1):
+            for _ in range(min(attempts, self._micro_batches_of_first_steps(attempts)) - 1):
                 if norms is None or all(norms):  # those that are not finite count as well
                     break
                 self._forward_and_backward(*self._next_batch(batches, 1))
                 norms = self.engine.gradient_norms()
         return self.accelerator.reduce(loss, reduction="sum").item(), norms
 
+    def _micro_batches_of_first_steps(self, count: int) -> int:
+        return sum(self.sampler.micro_batches(step) for step in range(min(count, self.total_steps)))
+
     def _next_batch(self, batches: Iterator[Batch], count: int) -> tuple[list[Batch], int]:
         """This process's next `count` micro-batches, and the supervised items of all processes in them.
 
-        In the same message the processes tell each other whether one of them was asked to stop: then all raise
-        `Interrupted`, after a checkpoint.
+        In the same message the processes tell each other whether one of them has heard of bad samples, which they then
+        share, and whether one of them was asked to stop: then all raise `Interrupted`, after a checkpoint.
         """
         votes = self.interruption.votes()
         micro_batches = [] if any(votes) else [next(batches) for _ in range(count)]
-        told = torch.tensor([sum(self.stage.count_items(batch) for batch in micro_batches), *votes])
+        items = sum(self.stage.count_items(batch) for batch in micro_batches)
+        bad_samples = self.stage.bad_samples
+        told = torch.tensor([items, bad_samples.num_heard, *votes])
         if self.accelerator.num_processes > 1:
             told = self.accelerator.reduce(told.to(self.accelerator.device), reduction="sum")
-        items, *votes = told.tolist()
+        items, num_bad, *votes = told.tolist()
+        if num_bad:
+            bad_samples.share()
         if signal_name := elected(votes):
             if self.step > self._saved_step:
                 self.save()
@@ -264,6 +275,7 @@ class TrainingLoop:
             "grad_norm": self.grad_norm.item(),
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
+            **self.window_tokens.describe(self.accelerator, self.window_steps, self.arguments.global_batch_size),
         }
         if self.accelerator.is_main_process:
             self.metrics.append(values)
@@ -271,6 +283,7 @@ class TrainingLoop:
             bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
+        self.window_tokens.reset()
 
     def _validation_is_due(self) -> bool:
         every = self.stage.validation_steps
@@ -311,6 +324,7 @@ class TrainingLoop:
             "average": self.engine.gathered(self.average),
             "random_states": random_states,
             "window": [window_loss.item(), self.window_steps, self.window_units],
+            "window_tokens": self.window_tokens.over_processes(self.accelerator),
         }
         savables = self.savables()
         if self.accelerator.is_main_process:
@@ -342,6 +356,7 @@ class TrainingLoop:
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
         if self.accelerator.is_main_process:
+            self.window_tokens.reset(state.get("window_tokens", (0, 0, 0)))
             self.metrics.keep_until(self.step)
         return self._restore_random_state(state["random_states"])
 

@@ -19,13 +19,15 @@ from defocus_mllm.chat_templates import DEFAULT
 from defocus_mllm.loading import load_strictly
 from training.arguments import MultimodalArguments
 from training.bad_samples import SAMPLE_ERRORS, BadSamples
+from training.batching import Batching, choose_batching
 from training.chat import check_chat
 from training.conversations import Conversation, SourceOptions, format_report, open_conversations
 from training.encoding import Example
 from training.labels import NAMED_IN_MESSAGE
 from training.lora import quantization_options
+from training.packing_checks import check_packing
 from training.rehearsal import CheckedSamples, activation_estimate, clean_generation_config, tried_out
-from training.sampling import MicroBatchSampler, SampleKey
+from training.sampling import SampleKey
 from training.stage import Batch, Stage, count_supervised
 from training.stages import usable_samples
 from training.streamed_conversations import StreamedSamples
@@ -80,8 +82,7 @@ class Samples:
     """Conversations that were looked at, and how batches are made of them."""
 
     dataset: Sequence[Conversation]
-    usable: Sequence[int]
-    """Positions in `dataset` of those to train on."""
+    batching: Batching
     collate: ConversationCollator
     bad: BadSamples
     checked: CheckedSamples
@@ -89,17 +90,10 @@ class Samples:
     """Messages about those that were looked at and cannot be used."""
     report: dict[str, Any]
 
-    sampler = MicroBatchSampler
-    """For `Stage.sampler`."""
-
     @property
     def num_samples(self) -> int:
         """Samples of an epoch."""
-        return len(self.usable)
-
-    def load_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """For `Stage.load_batch`."""
-        return self.collate([self.dataset[self.usable[key.sample]] for key in keys], keys)
+        return len(self.batching.usable)
 
     def count_items(self, batch: Batch) -> int:
         """For `Stage.count_items`."""
@@ -108,7 +102,7 @@ class Samples:
 
     def first(self) -> Example:
         """The first one as it is trained on."""
-        conversation = self.dataset[self.usable[0]]
+        conversation = self.dataset[self.batching.usable[0]]
         messages = self.collate.choose_turns(conversation, SampleKey(0, 0))
         return encode_conversation(self.collate.processor, messages, conversation.record)
 
@@ -116,7 +110,12 @@ class Samples:
         """Lines for the log."""
         left_out = [f"left out: {message}" for message in self.left_out]
         example = describe_supervision(self.collate.processor.tokenizer, self.first())
-        return [format_report(self.report), *left_out, self.checked.describe(self.collate, len(self.usable)), example]
+        return [
+            format_report(self.report),
+            *left_out,
+            self.checked.describe(self.collate, self.num_samples),
+            example,
+        ]
 
 
 def open_samples(processor: DefocusProcessor, arguments: MultimodalArguments) -> Samples:
@@ -140,7 +139,9 @@ def open_samples(processor: DefocusProcessor, arguments: MultimodalArguments) ->
     limit = min(arguments.check_images, DRY_RUN_SAMPLES) if arguments.dry_run else arguments.check_images
     usable, left_out = usable_samples(len(dataset), limit, load_one, arguments.on_bad_sample)
     bad.check()
-    return Samples(dataset, usable, collate, bad, checked, left_out[:NAMED_IN_MESSAGE], dataset.report)
+    batching = choose_batching(arguments, dataset, usable, collate, bad)
+    left_out = [*left_out, *batching.left_out][:NAMED_IN_MESSAGE]
+    return Samples(dataset, batching, collate, bad, checked, left_out, dataset.report)
 
 
 def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
@@ -152,6 +153,8 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     if arguments.image_fit:
         processor.image_processor.fit = arguments.image_fit
     tuning = choose_tuning(model, processor, arguments)
+    if arguments.packing == "pack":
+        check_packing(model)
     samples = StreamedSamples(processor, arguments) if arguments.streaming else open_samples(processor, arguments)
     return Stage(
         name=name,
@@ -162,9 +165,11 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         learning_rates=tuning.learning_rates,
         writer=tuning.writer,
         num_samples=samples.num_samples,
-        sampler=samples.sampler,
-        load_batch=samples.load_batch,
+        sampler=samples.batching.sampler,
+        load_batch=samples.batching.load_batch,
+        describe_plan=samples.batching.describe_plan,
         count_items=samples.count_items,
+        bad_samples=samples.bad,
         compute_loss=answer_loss(model),
         try_out=tried_out(processor, samples.first()),
         estimate_activations=activation_estimate(model, arguments, samples.checked),
@@ -192,6 +197,11 @@ def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:
         if "pixel_values" not in batch:
             batch = {**batch, "pixel_values": torch.zeros(no_images, device=batch["input_ids"].device)}
-        return forward(**batch, num_items_in_batch=items, use_cache=False).loss
+        return forward(**_model_inputs(batch), num_items_in_batch=items, use_cache=False).loss
 
     return compute_loss
+
+
+def _model_inputs(batch: Batch) -> Batch:
+    """Without the mask of packed rows: Transformers tells samples of a row apart by positions if it gets no mask."""
+    return {name: tensor for name, tensor in batch.items() if name != "attention_mask" or "position_ids" not in batch}

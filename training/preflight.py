@@ -60,6 +60,8 @@ def describe(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
         lines.append("warning: the warm-up is as long as the run, so learning_rate is reached at its end or not at all")
     if plan.num_samples < plan.global_batch_size:
         lines.append("warning: fewer samples than a global batch: each step sees samples more than once")
+    if stage.describe_plan:
+        lines.append(stage.describe_plan(plan, loop.total_steps))
     if stage.sample_text:
         lines += ["one sample as it is trained on:", stage.sample_text]
     return "\n".join([*lines, ""])

@@ -88,10 +88,17 @@ def tried_out(processor: Any, example: Example) -> Callable[[nn.Module], tuple[t
 def activation_estimate(
     model: Any, arguments: MultimodalArguments, checked: CheckedSamples
 ) -> Callable[[int], int] | None:
-    """For `Stage.estimate_activations`: both towers at the length of the longest sample seen; None if none was."""
+    """For `Stage.estimate_activations`: both towers at the length of the longest sample seen or, packed, of a full row.
+
+    None if no sample was seen.
+    """
     if not checked.lengths:
         return None
-    longest, images = max(checked.lengths), -(-checked.images // len(checked.lengths))
+    if arguments.packing == "pack":  # rows instead of samples
+        longest = arguments.max_length
+        images = -(-checked.images * longest // sum(checked.lengths))
+    else:
+        longest, images = max(checked.lengths), -(-checked.images // len(checked.lengths))
     value = 2 if arguments.mixed_precision == "bf16" else 4
     vision, text = model.config.vision_config, model.config.text_config
 

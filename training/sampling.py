@@ -10,13 +10,15 @@ start reading at position `s * global_batch_size`. A batch may hold the end of o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import Sampler
+
+ItemT = TypeVar("ItemT")
 
 
 class SampleKey(NamedTuple):
@@ -72,6 +74,8 @@ class BatchPlan:
     As with the release's `RASampler`, an epoch keeps its number of visits and shows as much less of the data: a random
     third of the samples, three times each, for 3.
     """
+    order: Callable[[int], Sequence[int]] | None = None
+    """Epoch -> the order in which it visits the samples; None: `epoch_permutation`."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -111,19 +115,39 @@ class BatchPlan:
 
     def keys(self, step: int, micro_step: int, rank: int) -> list[SampleKey]:
         """The samples of one process's micro-batch."""
+        return self._keys_at(self.positions(step, micro_step, rank))
+
+    def keys_of_step(self, step: int) -> list[SampleKey]:
+        """The samples of a step, those of all processes and micro-batches."""
+        start = step * self.global_batch_size
+        return self._keys_at(range(start, start + self.global_batch_size))
+
+    def _keys_at(self, positions: range) -> list[SampleKey]:
         keys = []
-        for position in self.positions(step, micro_step, rank):
+        for position in positions:
             epoch, offset = divmod(position, self.num_samples)
             number, copy = divmod(offset, self.repeats)
-            keys.append(SampleKey(epoch, epoch_permutation(self.num_samples, self.seed, epoch)[number], copy))
+            order = self.order(epoch) if self.order else epoch_permutation(self.num_samples, self.seed, epoch)
+            keys.append(SampleKey(epoch, order[number], copy))
         return keys
 
 
-class MicroBatchSampler(Sampler[list[SampleKey]]):
-    """The micro-batches of one process from `first_step` to `total_steps`, for a `DataLoader(batch_size=None)`."""
+class StepSampler(Sampler[ItemT]):
+    """What one process reads from `first_step` to `total_steps`, an item a micro-batch; samplers are kinds of it.
+
+    For `DataLoader(batch_size=None)`.
+    """
 
     def __init__(self, plan: BatchPlan, first_step: int, total_steps: int, rank: int) -> None:
         self.plan, self.first_step, self.total_steps, self.rank = plan, first_step, total_steps, rank
+
+    def micro_batches(self, step: int) -> int:
+        """How many of the items make a step; the same on every process."""
+        return self.plan.accumulation_steps
+
+
+class MicroBatchSampler(StepSampler[list[SampleKey]]):
+    """The samples of each micro-batch of one process."""
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.first_step) * self.plan.accumulation_steps

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Sampler
 
+from training.bad_samples import BadSamples
 from training.batches import Batch
 from training.checkpointing import Savable
 from training.encoding import IGNORED
 from training.freezing import Components
-from training.sampling import BatchPlan, MicroBatchSampler
+from training.sampling import BatchPlan, MicroBatchSampler, StepSampler
 
 
 @dataclass
@@ -43,9 +43,11 @@ class Stage:
     """Component -> peak learning rate of its own."""
     writer: Savable | None = None
     """Saves the model, where it does not do so itself: the adapter in it, without the rest."""
+    bad_samples: BadSamples = field(default_factory=BadSamples)
+    """Hears of samples that cannot be used when `count_items` is called; the loop lets the processes share that."""
     unit: str = "images"
     """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
-    sampler: Callable[[BatchPlan, int, int, int], Sampler[Any]] = MicroBatchSampler
+    sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler
     """(plan, first step, number of steps, rank) -> what each micro-batch is made of: keys, or samples of a stream."""
     repeats: int = 1
     """Visits to a sample in a row, see `BatchPlan.repeats`."""
@@ -61,6 +63,8 @@ class Stage:
     """Samples in a micro-batch -> bytes of what its forward pass keeps for the backward pass, estimated."""
     sample_text: str = ""
     """One sample with its supervised span, printed before step 0."""
+    describe_plan: Callable[[BatchPlan, int], str] | None = None
+    """(plan, number of steps) -> what else is said about them before step 0, such as how much of them is padding."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else `run.json` should hold, such as the data set's report."""
     begin: Callable[[], None] | None = None

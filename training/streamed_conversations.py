@@ -9,6 +9,7 @@ from typing import Any
 from defocus_mllm import DefocusProcessor
 from training.arguments import MultimodalArguments
 from training.bad_samples import SAMPLE_ERRORS, BadSamples
+from training.batching import Batching
 from training.conversation_stream import (
     ConversationReader,
     StreamedConversation,
@@ -44,7 +45,7 @@ class StreamedSamples:
             self.bad.skips,
         )
         reader = ConversationReader(stream, arguments.seed, arguments.shuffle_buffer, self.bad)
-        self.sampler = partial(sampler_of, reader)
+        self.batching = Batching((), self.load_batch, partial(sampler_of, reader))
         self.report: dict[str, Any] = {"file": stream.where, "shards": stream.rows.num_shards}
         self.left_out: list[str] = []
         self.checked = CheckedSamples()

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import Sampler
 
 from defocus_mllm.images import ImageError
 from training.image_stream import ImageStream, RowStream
@@ -23,7 +22,7 @@ from training.images import PixelLoader
 from training.labelled_data import LabelledData
 from training.labelled_images import LabelledImageDataset
 from training.labels import raise_first
-from training.sampling import BatchPlan, SampleKey, mix_seed
+from training.sampling import BatchPlan, SampleKey, StepSampler, mix_seed
 from training.table_images import label_problem, open_picture
 
 _STREAM = 5
@@ -90,15 +89,15 @@ class StreamReader:
         return None
 
 
-class StreamSampler(Sampler[list[Any]]):
+class StreamSampler(StepSampler[list[Any]]):
     """The micro-batches of one process from `first_step` to `total_steps`, as `MicroBatchSampler` gives positions."""
 
     make: Callable[..., Any] = StreamedSample
     """(key, what the reader gave) -> a sample."""
 
     def __init__(self, reader: StreamReader, plan: BatchPlan, first_step: int, total_steps: int, rank: int) -> None:
-        self.reader, self.plan, self.rank = reader, plan, rank
-        self.first_step, self.total_steps = first_step, total_steps
+        super().__init__(plan, first_step, total_steps, rank)
+        self.reader = reader
 
     def __iter__(self) -> Iterator[list[Any]]:
         plan = self.plan

@@ -70,6 +70,31 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> Example:
     }
 
 
+def pack_examples(rows: Sequence[Sequence[Example]], pad_token_id: int) -> Example:
+    """Examples in a row one after the other, each with positions of its own; rows are padded on the right.
+
+    Returns `input_ids`, `position_ids`, `attention_mask` and `labels`, each (rows, longest). Positions begin at 0 in
+    every example, by which Transformers tells them apart if it gets no `attention_mask`; that one marks padding, each
+    token of which has position 0 and so stands alone. The first token of an example is not learnt, since what stands
+    before it in the row does not belong to it; in a row of its own nothing predicts it either.
+    """
+    packed = []
+    for row in rows:
+        labels = [example["labels"].clone() for example in row]
+        for of_example in labels:
+            of_example[0] = IGNORED
+        packed.append(
+            {
+                "input_ids": torch.cat([example["input_ids"] for example in row]),
+                "attention_mask": torch.cat([example["attention_mask"] for example in row]),
+                "labels": torch.cat(labels),
+                "position_ids": torch.cat([torch.arange(len(example["input_ids"])) for example in row]),
+            }
+        )
+    positions = pad_sequence([row["position_ids"] for row in packed], batch_first=True)
+    return {**pad_examples(packed, pad_token_id), "position_ids": positions}
+
+
 def nothing_to_learn(pad_token_id: int) -> Example:
     """The example that keeps a batch's place where a conversation cannot be used: one token, not supervised."""
     return {
@@ -125,6 +150,25 @@ class ConversationCollator:
         `pixel_values` (all images in order of their placeholders, 3, height, width). Raises SupervisionError naming a
         conversation whose first pair alone is longer than `max_length`, or that has nothing to learn.
         """
+        examples, bad = self._examples(conversations, keys)
+        return _with_pictures(pad_examples(examples, self.pad_token_id), examples, bad)
+
+    def pack(
+        self, rows: Sequence[Sequence[Conversation]], keys: Sequence[Sequence[SampleKey]]
+    ) -> dict[str, torch.Tensor]:
+        """A batch whose rows hold several conversations each; `keys` are theirs, row by row.
+
+        Returns what `pack_examples` does, and `pixel_values` as from a call. Raises as a call does.
+        """
+        made = [self._examples(*row) for row in zip(rows, keys, strict=True)]
+        batch = pack_examples([examples for examples, _ in made], self.pad_token_id)
+        in_order = [example for examples, _ in made for example in examples]
+        return _with_pictures(batch, in_order, [sample for _, bad in made for sample in bad])
+
+    def _examples(
+        self, conversations: Sequence[Conversation], keys: Sequence[SampleKey] | None
+    ) -> tuple[list[Example], list[BadSample]]:
+        """An example of each, and those of which nothing can be learnt."""
         if self.shuffle_turns and keys is None:
             raise ValueError("shuffle_turns needs the keys, (epoch, index) of each conversation")
         examples: list[Example] = []
@@ -137,17 +181,16 @@ class ConversationCollator:
                     raise
                 bad.append(conversation.bad(error))
                 examples.append(nothing_to_learn(self.pad_token_id))
-        batch = pad_examples(examples, self.pad_token_id)
-        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pictures:
-            batch["pixel_values"] = torch.cat(pictures)
-        if bad:
-            batch[BAD_SAMPLES] = encode(bad)
-        return batch
+        return examples, bad
 
     def example(self, conversation: Conversation, key: SampleKey | None = None) -> Example:
         """The turns of a conversation that are trained on, encoded. Raises what `encode_conversation` raises."""
         return encode_conversation(self.processor, self.choose_turns(conversation, key), conversation.record)
+
+    def count_tokens(self, conversation: Conversation, key: SampleKey | None = None) -> int:
+        """Length of the conversation's example, without opening an image; what is left out of it counts in `counts`."""
+        messages = self.choose_turns(conversation, key)
+        return encoder_for(self.processor).count_tokens(messages, conversation.record)
 
     def choose_turns(self, conversation: Conversation, key: SampleKey | None = None) -> list[Message]:
         """The messages trained on: shuffled, then cut to `max_turns` pairs and to `max_length` tokens."""
@@ -201,6 +244,16 @@ class ConversationCollator:
             f"{record}: its first question and answer take {length} tokens, more than max_length {self.max_length};"
             f" raise max_length to {length} or remove the record"
         )
+
+
+def _with_pictures(batch: Example, examples: Sequence[Example], bad: Sequence[BadSample]) -> dict[str, torch.Tensor]:
+    """The batch with the pictures of all examples, in the order of their placeholders, and what is told of bad ones."""
+    pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
+    if pictures:
+        batch["pixel_values"] = torch.cat(pictures)
+    if bad:
+        batch[BAD_SAMPLES] = encode(bad)
+    return batch
 
 
 def _split_pairs(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:

@@ -182,12 +182,14 @@ def test_without_the_random_state_it_would_differ(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("per_device", [1, 2, 4])
 def test_accumulation_changes_neither_loss_nor_gradient(tmp_path: Path, per_device: int) -> None:
-    whole = make_loop(tmp_path / "whole", make_stage(dropout=0.0), global_batch_size=8)
-    parts = make_loop(
-        tmp_path / "parts", make_stage(dropout=0.0), global_batch_size=8, per_device_batch_size=per_device
-    )
+    one_step = {"global_batch_size": 8, "max_steps": 1}
+    whole = make_loop(tmp_path / "whole", make_stage(dropout=0.0), **one_step)
+    parts = make_loop(tmp_path / "parts", make_stage(dropout=0.0), **one_step, per_device_batch_size=per_device)
     assert parts.plan.accumulation_steps == 8 // per_device
-    assert math.isclose(whole.rehearse_step(), parts.rehearse_step(), rel_tol=1e-5)
+    whole.run()
+    parts.run()
+    losses = [MetricsFile(loop.output_dir).read()[0]["loss"] for loop in (whole, parts)]
+    assert math.isclose(*losses, rel_tol=1e-5)
     torch.testing.assert_close(parts.grad_norm, whole.grad_norm, rtol=1e-4, atol=1e-6)
 
 
@@ -201,7 +203,20 @@ def test_loss_falls_and_the_schedule_is_logged(tmp_path: Path) -> None:
     rates = [line["learning_rate"] for line in lines]
     assert rates[:6] == pytest.approx([2e-2 * (step + 1) / 6 for step in range(6)])
     assert rates[-1] == pytest.approx(2e-2 * cosine_scale(59, 60, 6, 0.0))
-    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *TIMINGS}
+    read = {"samples_per_step", "supervised_tokens_per_step", "padding"}
+    assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", *read, *TIMINGS}
+
+
+def test_metrics_tell_what_the_steps_held(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, max_steps=4, logging_steps=2)
+    loop.run()
+    for number, line in enumerate(metrics(tmp_path)):
+        batches = [load_batch(loop.plan.keys(step, 0, 0)) for step in (2 * number, 2 * number + 1)]
+        used = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(batch["labels"].numel() for batch in batches)
+        assert line["samples_per_step"] == 4
+        assert line["supervised_tokens_per_step"] == sum(map(count_supervised, batches)) / 2
+        assert line["padding"] == pytest.approx(1 - used / tokens, abs=1e-6)
 
 
 def test_non_finite_loss_stops_before_the_weights_change(tmp_path: Path) -> None:
