@@ -31,7 +31,7 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.engine import Engine
+from training.engine import NonFiniteLossError, make_engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
 from training.run_record import MetricsFile
@@ -39,10 +39,6 @@ from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
 from training.token_counts import TokenCounts
-
-
-class NonFiniteLossError(ValueError):
-    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class TrainingLoop:
@@ -97,7 +93,7 @@ class TrainingLoop:
             {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
             for group in self.freeze.optimizer_groups
         ]
-        self.engine = Engine(self.accelerator, self.stage.model, groups, arguments)
+        self.engine = make_engine(self.accelerator, self.stage.model, groups, arguments)
         self.average = self.engine.copy_parameters() if arguments.ema_decay > 0 else []
         self.window_loss = torch.zeros((), device=device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
@@ -163,14 +159,14 @@ class TrainingLoop:
         self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
         self._check_finite(loss)
-        self.engine.step()
+        self.grad_norm = self.engine.step(self.grad_norm)
         self._update_average()
         self.window_loss += loss
         self.window_steps += 1
         self.window_units += items if self.stage.unit == "tokens" else self.arguments.global_batch_size
 
-    def rehearse(self, attempts: int) -> tuple[float, list[float]]:
-        """Loss of a first micro-batch and gradient norm of every optimizer group; changes no weight.
+    def rehearse(self, attempts: int) -> tuple[float, list[float] | None]:
+        """Loss of a first micro-batch and gradient norm of every optimizer group, if known; changes no weight.
 
         Micro-batches are added up, `attempts` at most, until every group has had a gradient: one without pictures gives
         none to what reads pictures.
@@ -181,7 +177,7 @@ class TrainingLoop:
             loss = self._forward_and_backward(*self._next_batch(batches, 1))
             norms = self.engine.gradient_norms()
             for _ in range(min(attempts, self._micro_batches_of_first_steps(attempts)) - 1):
-                if all(norms):  # those that are not finite count as well
+                if norms is None or all(norms):  # those that are not finite count as well
                     break
                 self._forward_and_backward(*self._next_batch(batches, 1))
                 norms = self.engine.gradient_norms()
