@@ -169,24 +169,27 @@ class TrainingLoop:
         """Loss of a first micro-batch and gradient norm of every optimizer group, if known; changes no weight.
 
         Micro-batches are added up, `attempts` at most, until every group has had a gradient: one without pictures gives
-        none to what reads pictures.
+        none to what reads pictures, and one of bad samples alone gives none at all.
         """
         self._begin_epoch_if_new(-1)
         batches = self._batches()
+        losses: list[torch.Tensor] = []
+        norms: list[float] | None = None
         with explained_compilation():
-            loss = self._forward_and_backward(*self._next_batch(batches, 1))
-            norms = self.engine.gradient_norms()
-            for _ in range(min(attempts, self._micro_batches_of_first_steps(attempts)) - 1):
+            for left in reversed(range(min(attempts, self._micro_batches_of_first_steps(attempts)))):
+                batch, items = self._next_batch(batches, 1, may_be_empty=bool(losses or left))
+                if not items:
+                    continue
+                losses.append(self._forward_and_backward(batch, items))
+                norms = self.engine.gradient_norms()
                 if norms is None or all(norms):  # those that are not finite count as well
                     break
-                self._forward_and_backward(*self._next_batch(batches, 1))
-                norms = self.engine.gradient_norms()
-        return self.accelerator.reduce(loss, reduction="sum").item(), norms
+        return self.accelerator.reduce(losses[0], reduction="sum").item(), norms
 
     def _micro_batches_of_first_steps(self, count: int) -> int:
         return sum(self.sampler.micro_batches(step) for step in range(min(count, self.total_steps)))
 
-    def _next_batch(self, batches: Iterator[Batch], count: int) -> tuple[list[Batch], int]:
+    def _next_batch(self, batches: Iterator[Batch], count: int, may_be_empty: bool = False) -> tuple[list[Batch], int]:
         """This process's next `count` micro-batches, and the supervised items of all processes in them.
 
         In the same message the processes tell each other whether one of them has heard of bad samples, which they then
@@ -206,7 +209,7 @@ class TrainingLoop:
             if self.step > self._saved_step:
                 self.save()
             raise Interrupted(signal_name, self.step)
-        if items == 0:
+        if items == 0 and not may_be_empty:
             raise ValueError(
                 f"step {self.step}: the batch of {self.arguments.global_batch_size} samples has nothing to learn from "
                 "(no supervised token or label); check the data"

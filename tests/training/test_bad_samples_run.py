@@ -102,6 +102,12 @@ def test_more_than_the_budget_ends_the_run(
     assert not (tmp_path / "none").exists()  # known before training began
 
 
+def test_a_first_batch_of_bad_samples_alone_does_not_end_the_preflight(runs: Path, data: Path, tmp_path: Path) -> None:
+    first = next(seed for seed in range(50) if epoch_permutation(7, seed, 0)[0] == 3)
+    output = run(data, runs, tmp_path / "out", "--seed", str(first), "--per_device_batch_size", "1")
+    assert json.loads((output / "run.json").read_text())["status"] == "complete"
+
+
 def test_a_rehearsal_lists_nothing(runs: Path, data: Path, tmp_path: Path) -> None:
     run(data, runs, tmp_path / "out", "--dry_run", "true")
     assert not (tmp_path / "out").exists()
