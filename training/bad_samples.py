@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object
 
 from defocus_mllm.files import write_text_atomically
 from defocus_mllm.images import ImageError
@@ -82,6 +82,7 @@ class BadSamples:
         self.num_records = 0
         """Records of the data, of which the limit may be a share."""
         self._found: dict[tuple[str, str], BadSample] = {}
+        self._heard: list[BadSample] = []
         self._file: Path | None = None
 
     @property
@@ -140,20 +141,23 @@ class BadSamples:
         self._file = path
 
     def take_from(self, batch: dict[str, torch.Tensor]) -> None:
-        """Take what a micro-batch tells about its samples out of it; all processes call this together.
+        """Take what a micro-batch tells about its samples out of it, to be shared."""
+        if BAD_SAMPLES in batch:
+            self._heard += decode(batch.pop(BAD_SAMPLES))
+
+    @property
+    def num_heard(self) -> int:
+        """Bad samples this process knows of and has not shared."""
+        return len(self._heard)
+
+    def share(self) -> None:
+        """Tell all processes of what each has heard; they call this together, when one of them has heard something.
 
         Raises `TooManyBadSamples` on all of them alike.
         """
-        if not self.skips:
-            return
-        encoded = batch.pop(BAD_SAMPLES, None)
-        found = decode(encoded) if encoded is not None else []
-        if PartialState().num_processes > 1:
-            count = torch.tensor(len(found), device=PartialState().device)
-            found = gather_object(found) if int(reduce(count, reduction="sum")) else []
-        if found:
-            self.add(found)
-            self.check()
+        heard, self._heard = self._heard, []
+        self.add(gather_object(heard) if PartialState().num_processes > 1 else heard)
+        self.check()
 
 
 def encode(samples: Sequence[BadSample]) -> torch.Tensor:

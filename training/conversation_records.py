@@ -90,7 +90,8 @@ def check_record(
     if not isinstance(record, dict):
         raise BadRecord("not an object", f"{name}: is a {type(record).__name__}, not a JSON object")
     listed = _listed_images(record, name) if embedded is None else [_checked(image, name) for image in embedded]
-    turns, repairs = _turns(record, name), []
+    repairs: list[str] = []
+    turns = _turns(record, name)
     if repair:
         turns, repairs = _mended(turns, len(listed), name)
     _check_order(turns, name)

@@ -136,9 +136,9 @@ class TableSource(Source):
         names = [name for name in ("id", *RECORD_COLUMNS, self._image_column) if name in columns]
         number = 0
         for batch in self._table.rows.select_columns(names).with_format("arrow").iter(_ROWS_AT_ONCE):
-            images = [None] * len(batch)
+            images: list[list[ImageReference] | None] = [None] * len(batch)
             if self._image_column:
-                images = _images_of_rows(batch[self._image_column].combine_chunks())
+                images = list(_images_of_rows(batch[self._image_column].combine_chunks()))
                 batch = batch.drop_columns([self._image_column])
             for row, embedded in zip(batch.to_pylist(), images, strict=True):
                 file, _, rest = self._table.name(number).partition("[")
@@ -178,9 +178,11 @@ class ShardSource(Source):
 
 
 def _samples(archive: tarfile.TarFile, shard: str) -> Iterator[SourceRecord]:
-    key, record, images = None, None, []
+    key: str | None = None
+    record: Any = None
+    images: list[ImageReference] = []
     for member in archive:
-        archive.members = []  # it would remember every member of the shard
+        archive.members = []  # type: ignore[attr-defined]  # it would remember every member of the shard
         if not member.isfile():
             continue
         folder, file = os.path.split(member.name)

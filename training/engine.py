@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -20,6 +21,10 @@ from training.arguments import CommonArguments
 from training.averaging import copy_into, exchanged
 from training.checkpointing import Savable, load_model_weights
 from training.sharding import forget_gathered, gather, layer_classes, shard_like, whole
+
+
+class NonFiniteLossError(ValueError):
+    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class Engine:
@@ -72,17 +77,25 @@ class Engine:
         """Scale the gradients down to the norm `limit` (0: leave them); returns their norm before."""
         return whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf, foreach=True))
 
-    def gradient_norms(self) -> list[float]:
-        """Of each of the optimizer's groups, before they are added up over processes that do not share them yet."""
+    def gradient_norms(self) -> list[float] | None:
+        """Of each of the optimizer's groups, before they are added up over processes that do not share them yet.
+
+        None where they cannot be looked at.
+        """
         norms = torch.zeros(len(self.optimizer.param_groups), device=self.accelerator.device)
         for number, group in enumerate(self.optimizer.param_groups):
             if gradients := [parameter.grad for parameter in group["params"] if parameter.grad is not None]:
                 norms[number] = whole(torch.nn.utils.get_total_norm(gradients))
         return self.accelerator.reduce(norms, reduction="mean").tolist()
 
-    def step(self) -> None:
-        """Change the weights and drop the gradients."""
+    def step(self, norm: torch.Tensor) -> torch.Tensor:
+        """Change the weights and drop the gradients, whose norm `clip` told to be `norm`; returns that norm."""
         self.optimizer.step()
+        self.drop_gradients()
+        return norm
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a finished backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def copy_parameters(self) -> list[torch.Tensor]:
@@ -108,7 +121,7 @@ class Engine:
         """The model, to be saved whole by the main process: by `writer`, or by itself. Every process must call this."""
         if not self.sharded:
             return writer or self.module  # type: ignore[return-value]
-        return _Gathered(writer or self.module, gather(self.module.state_dict(keep_vars=True), self._is_main))
+        return GatheredModel(writer or self.module, gather(self.module.state_dict(keep_vars=True), self._is_main))
 
     def optimizer_state(self) -> dict[str, Any]:
         """What `load` takes, whole on the main process. Every process must call this."""
@@ -126,7 +139,9 @@ class Engine:
             for name, value in moments.items():
                 if value.shape == parameter.shape:  # not the number of steps
                     moments[name] = shard_like(value, parameter)
-        self.optimizer.load_state_dict(optimizer_state)
+        # the arguments' groups: DeepSpeed's checkpoints have none
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer_state["state"], "param_groups": groups})
 
     def load_average(self, average: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -> None:
         """Overwrite `average`, which `copy_parameters` made, by `saved`, which `gathered` made."""
@@ -138,12 +153,23 @@ class Engine:
         return self.accelerator.is_main_process
 
 
-class _Gathered:
-    """A sharded model with its whole weights beside it."""
+class GatheredModel:
+    """A shared model with its whole weights beside it, which only the main process has."""
 
-    def __init__(self, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: Any, weights: dict[str, Any]) -> None:
         self.model, self.weights = model, weights
 
     def save_pretrained(self, save_directory: Any, /) -> None:
         """Write the model as if it had never been sharded."""
         self.model.save_pretrained(save_directory, state_dict=self.weights)
+
+
+def make_engine(
+    accelerator: Accelerator, model: nn.Module, groups: list[dict[str, Any]], arguments: CommonArguments
+) -> Engine:
+    """The engine for the way the launch asked for; see `Engine` for the arguments."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from training.deepspeed_engine import DeepSpeedEngine  # needs deepspeed, which nothing else does
+
+        return DeepSpeedEngine(accelerator, model, groups, arguments)
+    return Engine(accelerator, model, groups, arguments)

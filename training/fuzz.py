@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -50,6 +50,8 @@ HANG_SECONDS = 300
 MEMORY_MEGABYTES = 2048
 """What may be added to the memory of the process; the largest picture that is not refused takes most of it."""
 
+ResultT = TypeVar("ResultT")
+
 _BATCH = 8
 _IMAGE_SIZE = 32
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -68,12 +70,12 @@ class Outcome:
     reported: Counter[str] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
 
-    def timed(self, work: Callable[[], Any]) -> Any:
-        """The result of `work`, which may not take `HANG_SECONDS`."""
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
+    def timed(self, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """`work(*arguments)`, which may not take `HANG_SECONDS`."""
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
         began = time.process_time()
         try:
-            return work()
+            return work(*arguments)
         finally:
             faulthandler.cancel_dump_traceback_later()
             self.slowest_seconds = max(self.slowest_seconds, time.process_time() - began)
@@ -111,7 +113,7 @@ class Trainee:
 
         Raises `FuzzFailure` if a sample is neither reported nor supervised as expected, or the loss is not finite.
         """
-        batch = outcome.timed(lambda: self.collate(samples))
+        batch = outcome.timed(self.collate, samples)
         bad = {sample.record: sample.cause for sample in decode(batch.pop(BAD_SAMPLES))} if BAD_SAMPLES in batch else {}
         outcome.reported.update(bad.values())
         images = 0
@@ -155,7 +157,7 @@ def fuzz_records(number: int, seed: int, folder: Path, trainee: Trainee) -> Outc
     path.write_bytes(b"\n".join(lines) + b"\n")
     outcome = Outcome(number)
     bad = BadSamples("skip")
-    dataset = outcome.timed(lambda: open_conversations([_source(path, root)], bad))
+    dataset = outcome.timed(open_conversations, [_source(path, root)], bad)
     outcome.slowest_seconds = 0.0  # that was all of them
     outcome.reported.update(bad.by_cause())
     if len(dataset) + len(bad) != len(lines):
@@ -163,7 +165,7 @@ def fuzz_records(number: int, seed: int, folder: Path, trainee: Trainee) -> Outc
     _learn_all(dataset, lambda name: _expected(lines[int(re.findall(r"\[(\d+)\]", name)[0])]), trainee, outcome)
     outcome.trained -= 1  # the first
     for line in tqdm(lines[:: max(10, len(lines) // 200)], "as lists", delay=2):
-        outcome.timed(lambda line=line: _load_as_list(line, folder, root))
+        outcome.timed(_load_as_list, line, folder, root)
     return outcome
 
 
@@ -306,12 +308,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides the damage")
     parser.add_argument("--output", default="", help="write OUTPUT.json and OUTPUT.md")
     arguments = parser.parse_args(argv)
+    code = commit(Path(__file__).parent)  # now: the checkout may change until it ends
     result = run(arguments.records, arguments.images, arguments.seed)
     words = sys.argv[1:] if argv is None else list(argv)
     result |= {
         "seed": arguments.seed,
         "command": ["python", "-m", "training.fuzz", *words],
-        "commit": commit(Path(__file__).parent),
+        "commit": code,
         "hardware": hardware(),
         "versions": versions(),
     }

@@ -77,8 +77,9 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def wait_forwarding(process: subprocess.Popen[bytes]) -> int:
-    """Exit code of `process`, which gets the `SIGNALS` that this process gets while it waits."""
+def run_forwarding(command: Sequence[str]) -> int:
+    """Run a command and return its exit code; it gets the `SIGNALS` that this process gets meanwhile."""
+    process = subprocess.Popen(command)
 
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)

@@ -31,7 +31,7 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.engine import Engine
+from training.engine import NonFiniteLossError, make_engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
 from training.run_record import MetricsFile
@@ -39,10 +39,6 @@ from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
 from training.token_counts import TokenCounts
-
-
-class NonFiniteLossError(ValueError):
-    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class TrainingLoop:
@@ -97,7 +93,7 @@ class TrainingLoop:
             {**{key: value for key, value in group.items() if key != "names"}, "peak_lr": group["lr"]}
             for group in self.freeze.optimizer_groups
         ]
-        self.engine = Engine(self.accelerator, self.stage.model, groups, arguments)
+        self.engine = make_engine(self.accelerator, self.stage.model, groups, arguments)
         self.average = self.engine.copy_parameters() if arguments.ema_decay > 0 else []
         self.window_loss = torch.zeros((), device=device)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
@@ -163,50 +159,57 @@ class TrainingLoop:
         self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
         self._check_finite(loss)
-        self.engine.step()
+        self.grad_norm = self.engine.step(self.grad_norm)
         self._update_average()
         self.window_loss += loss
         self.window_steps += 1
         self.window_units += items if self.stage.unit == "tokens" else self.arguments.global_batch_size
 
-    def rehearse(self, attempts: int) -> tuple[float, list[float]]:
-        """Loss of a first micro-batch and gradient norm of every optimizer group; changes no weight.
+    def rehearse(self, attempts: int) -> tuple[float, list[float] | None]:
+        """Loss of a first micro-batch and gradient norm of every optimizer group, if known; changes no weight.
 
         Micro-batches are added up, `attempts` at most, until every group has had a gradient: one without pictures gives
-        none to what reads pictures.
+        none to what reads pictures, and one of bad samples alone gives none at all.
         """
         self._begin_epoch_if_new(-1)
         batches = self._batches()
+        losses: list[torch.Tensor] = []
+        norms: list[float] | None = None
         with explained_compilation():
-            loss = self._forward_and_backward(*self._next_batch(batches, 1))
-            norms = self.engine.gradient_norms()
-            for _ in range(min(attempts, self._micro_batches_of_first_steps(attempts)) - 1):
-                if all(norms):  # those that are not finite count as well
-                    break
-                self._forward_and_backward(*self._next_batch(batches, 1))
+            for left in reversed(range(min(attempts, self._micro_batches_of_first_steps(attempts)))):
+                batch, items = self._next_batch(batches, 1, may_be_empty=bool(losses or left))
+                if not items:
+                    continue
+                losses.append(self._forward_and_backward(batch, items))
                 norms = self.engine.gradient_norms()
-        return self.accelerator.reduce(loss, reduction="sum").item(), norms
+                if norms is None or all(norms):  # those that are not finite count as well
+                    break
+        return self.accelerator.reduce(losses[0], reduction="sum").item(), norms
 
     def _micro_batches_of_first_steps(self, count: int) -> int:
         return sum(self.sampler.micro_batches(step) for step in range(min(count, self.total_steps)))
 
-    def _next_batch(self, batches: Iterator[Batch], count: int) -> tuple[list[Batch], int]:
+    def _next_batch(self, batches: Iterator[Batch], count: int, may_be_empty: bool = False) -> tuple[list[Batch], int]:
         """This process's next `count` micro-batches, and the supervised items of all processes in them.
 
-        In the same message the processes tell each other whether one of them was asked to stop: then all raise
-        `Interrupted`, after a checkpoint.
+        In the same message the processes tell each other whether one of them has heard of bad samples, which they then
+        share, and whether one of them was asked to stop: then all raise `Interrupted`, after a checkpoint.
         """
         votes = self.interruption.votes()
         micro_batches = [] if any(votes) else [next(batches) for _ in range(count)]
-        told = torch.tensor([sum(self.stage.count_items(batch) for batch in micro_batches), *votes])
+        items = sum(self.stage.count_items(batch) for batch in micro_batches)
+        bad_samples = self.stage.bad_samples
+        told = torch.tensor([items, bad_samples.num_heard, *votes])
         if self.accelerator.num_processes > 1:
             told = self.accelerator.reduce(told.to(self.accelerator.device), reduction="sum")
-        items, *votes = told.tolist()
+        items, num_bad, *votes = told.tolist()
+        if num_bad:
+            bad_samples.share()
         if signal_name := elected(votes):
             if self.step > self._saved_step:
                 self.save()
             raise Interrupted(signal_name, self.step)
-        if items == 0:
+        if items == 0 and not may_be_empty:
             raise ValueError(
                 f"step {self.step}: the batch of {self.arguments.global_batch_size} samples has nothing to learn from "
                 "(no supervised token or label); check the data"

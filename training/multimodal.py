@@ -169,6 +169,7 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         load_batch=samples.batching.load_batch,
         describe_plan=samples.batching.describe_plan,
         count_items=samples.count_items,
+        bad_samples=samples.bad,
         compute_loss=answer_loss(model),
         try_out=tried_out(processor, samples.first()),
         estimate_activations=activation_estimate(model, arguments, samples.checked),

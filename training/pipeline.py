@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from defocus_mllm.loading import holds_model
 from training.argument_parsing import ArgumentsError, parse_arguments, recipe_values, split_config
 from training.arguments import SECTIONS, CommonArguments, EvaluationArguments, require
 from training.files import fingerprint
+from training.interruption import EXIT_STOPPED, run_forwarding
 from training.run_record import changed_arguments, read_run
 
 STAGES = ("stage0_language", "stage0_vision", "stage1", "stage2")
@@ -162,13 +162,16 @@ def is_finished(step: Step) -> bool:
 
 
 def run_step(step: Step, title: str) -> None:
-    """Run a command in a process of its own. Raises `StepError` when it fails."""
+    """Run a command in a process of its own. Raises `StepError` when it fails; leaves with it when it was stopped."""
     print(f"\n{title}\n$ {step}", flush=True)
     if is_finished(step):
         print("already finished with these arguments and inputs; skipped", flush=True)
         return
     began = time.perf_counter()
-    code = subprocess.run([sys.executable, "-m", *step.words], check=False).returncode
+    code = run_forwarding([sys.executable, "-m", *step.words])
+    if code == EXIT_STOPPED:
+        print(f"stopped in step {step.name!r}; the same command continues", flush=True)
+        sys.exit(EXIT_STOPPED)
     if code:
         raise StepError(f"step {step.name!r} failed with exit code {code}; its own message stands above")
     print(f"{step.name}: {time.perf_counter() - began:.0f} s", flush=True)

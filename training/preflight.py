@@ -24,10 +24,10 @@ from training.checkpointing import (
     save_final,
     set_random_state,
 )
+from training.engine import GatheredModel
 from training.freezing import FreezePlan
 from training.loop import TrainingLoop
 from training.memory import describe_memory
-from training.sharding import gather
 from training.stage import Stage
 
 MICRO_BATCHES = 16
@@ -76,9 +76,8 @@ def rehearse(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
     random_state = get_random_state()
     lines = [try_gradients(loop, stage, freeze)]
     savables = loop.savables()
-    weights = gather(stage.model.state_dict(), loop.accelerator.is_main_process)
     if loop.accelerator.is_main_process:
-        lines.append(try_saving(loop, stage, savables, weights))
+        lines.append(try_saving(loop, stage, savables))
     loop.accelerator.wait_for_everyone()
     set_random_state(random_state)
     return "; ".join(lines) + f" ({time.perf_counter() - began:.0f} s)"
@@ -97,19 +96,25 @@ def try_gradients(loop: TrainingLoop, stage: Stage, freeze: FreezePlan) -> str:
             raise PreflightError(
                 f"{stage.name}: the loss of the first batch is {loss}; the weights or the data are not finite"
             )
-        for name, norm in zip(names, norms, strict=True):
-            if not math.isfinite(norm):
-                raise PreflightError(f"{stage.name}: the gradient of {name} is {norm} in the first batch")
-            if norm == 0:
-                raise PreflightError(
-                    f"{stage.name}: {name} is to be trained but gets no gradient from the first {MICRO_BATCHES} "
-                    "micro-batches, so it would stay as it is; leave it out of `train`, or give data it can learn from"
-                )
+        for name, norm in zip(names, norms, strict=True) if norms is not None else ():
+            _check_norm(stage.name, name, norm)
         _check_frozen(stage.model, freeze)
     finally:
-        loop.engine.optimizer.zero_grad(set_to_none=True)
+        loop.engine.drop_gradients()
+    if norms is None:
+        return f"loss {loss:.4f}; gradients are DeepSpeed's own and were not looked at"
     shown = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(names, norms, strict=True))
     return f"loss {loss:.4f}, gradient norm {math.hypot(*norms):.4f} ({shown}), none in what is frozen"
+
+
+def _check_norm(stage: str, name: str, norm: float) -> None:
+    if not math.isfinite(norm):
+        raise PreflightError(f"{stage}: the gradient of {name} is {norm} in the first batch")
+    if norm == 0:
+        raise PreflightError(
+            f"{stage}: {name} is to be trained but gets no gradient from the first {MICRO_BATCHES} micro-batches, so "
+            "it would stay as it is; leave it out of `train`, or give data it can learn from"
+        )
 
 
 def _check_frozen(model: nn.Module, freeze: FreezePlan) -> None:
@@ -119,12 +124,8 @@ def _check_frozen(model: nn.Module, freeze: FreezePlan) -> None:
             raise PreflightError(f"{name} is frozen but has a gradient; it belongs to no component that `train` names")
 
 
-def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable], weights: dict[str, torch.Tensor]) -> str:
-    """Save where the run will save, load, compare weights and logits, generate.
-
-    Args:
-        savables: of the loop.
-        weights: of the model, whole.
+def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable]) -> str:
+    """Save the loop's `savables` where the run will save, load, compare weights and logits, generate.
 
     Raises `CheckpointError` naming the first weight that changes on the way.
     """
@@ -134,6 +135,8 @@ def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable], weight
         loaded = load_saved(stage.model, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    gathered = savables[0] if isinstance(savables[0], GatheredModel) else None
+    weights = gathered.weights if gathered else stage.model.state_dict()
     _check_weights(stage.name, weights, loaded.state_dict())
     if stage.try_out is None:
         return "saved and loaded with the same weights"
@@ -141,7 +144,7 @@ def try_saving(loop: TrainingLoop, stage: Stage, savables: list[Savable], weight
     stage.model.eval()
     # the precision of the run's own forward passes, which the model being trained has and the loaded one has not
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), loop.accelerator.autocast():
-        if loop.engine.sharded or not _fits_twice(device, weights):
+        if gathered or not _fits_twice(device, weights):
             _, text = stage.try_out(loaded.eval())
             return f"saved and loaded with the same weights (no room to compare logits); it answers {text!r}"
         logits, _ = stage.try_out(stage.model)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
 from training.arguments import CommonArguments
 
@@ -17,9 +23,13 @@ def make_accelerator(arguments: CommonArguments) -> Accelerator:
     Raises `ValueError` when there are not `arguments.world_size` processes (if it is set) or when the launch asked for
     something that does not work here.
     """
+    deepspeed = _asked_for("ACCELERATE_USE_DEEPSPEED")
+    on_cpu = arguments.cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
-        cpu=arguments.cpu,
+        # DeepSpeed chooses the device, and Accelerate finds its processes on CPUs only if told what connects them
+        cpu=arguments.cpu and not deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if deepspeed and on_cpu else [],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop's; a launcher's would scale
     )
     if arguments.world_size and accelerator.num_processes != arguments.world_size:

@@ -54,9 +54,9 @@ class CheckedSamples:
             f"{len(lengths):,} of {num_samples:,} conversations checked: {lengths[0]:,} to {lengths[-1]:,} tokens "
             f"(half have up to {lengths[last // 2]:,}, 95 % up to {lengths[95 * last // 100]:,}); an epoch has about "
             f"{sum(lengths) * share:,.0f} tokens, of which {self.supervised * share:,.0f} are learned, and "
-            f"{self.images * share:,.0f} images; of those checked {counts['over_max_length']:,} pairs "
-            f"are over max_length and {counts['over_max_turns']:,} over max_turns; {counts['kept_in_order']:,} conversations cannot be "
-            f"shuffled; {animated:,} images are animated, of which the first frame is used"
+            f"{self.images * share:,.0f} images; of those checked {counts['over_max_length']:,} pairs are over "
+            f"max_length and {counts['over_max_turns']:,} over max_turns; {counts['kept_in_order']:,} conversations "
+            f"cannot be shuffled; {animated:,} images are animated, of which the first frame is used"
         )
 
 

@@ -31,9 +31,10 @@ MAY_DIFFER = frozenset(
 class RunRecord:
     """`run.json` of one run directory. Only the main process may write it.
 
-    Fields: `status` ("running", "complete", "interrupted", "failed"), `error`, `arguments`, `inputs` (path and fingerprint of all that
-    was read), `versions`, `commit`, `hardware`, `world_size`, `train_seconds` (in the loop, over all resumptions),
-    `wall_seconds` (of the last process), `started`, `finished`, and what the stage adds (`freeze`, `total_steps`, ...).
+    Fields: `status` ("running", "complete", "interrupted", "failed"), `stopped_by` (a signal's name), `error`,
+    `arguments`, `inputs` (path and fingerprint of all that was read), `versions`, `commit`, `hardware`, `world_size`,
+    `train_seconds` (in the loop, over all resumptions), `wall_seconds` (of the last process), `started`, `finished`, and
+    what the stage adds (`freeze`, `total_steps`, ...).
     """
 
     def __init__(self, output_dir: str | Path, content: dict[str, Any]) -> None:
@@ -154,7 +155,7 @@ class MetricsFile:
         write_text_atomically(self.path, "".join(kept))
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Write one line; `keep_until` removes what a kill may cut off. Raises `DiskFullError` when the disk is full."""
+        """Write one line; `keep_until` removes what a kill may cut off. Raises `DiskFullError` on a full disk."""
         try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values, allow_nan=False) + "\n")

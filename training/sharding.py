@@ -43,7 +43,7 @@ def _gather(value: Any, keep: bool, done: dict[int, Any]) -> Any:
 
 
 def shard_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """This process's part of the whole `tensor`, placed like `other`; each process has all of it, so nothing is sent."""
+    """This process's part of the whole `tensor`, placed like `other`; all have the whole, so nothing is sent."""
     if not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)

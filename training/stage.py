@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from training.bad_samples import BadSamples
 from training.batches import Batch
 from training.checkpointing import Savable
 from training.encoding import IGNORED
@@ -42,6 +43,8 @@ class Stage:
     """Component -> peak learning rate of its own."""
     writer: Savable | None = None
     """Saves the model, where it does not do so itself: the adapter in it, without the rest."""
+    bad_samples: BadSamples = field(default_factory=BadSamples)
+    """Hears of samples that cannot be used when `count_items` is called; the loop lets the processes share that."""
     unit: str = "images"
     """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
     sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler

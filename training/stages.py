@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,6 +42,8 @@ class RunState:
     complete: bool = False
     checkpoint: Path | None = None
     notes: list[str] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of what the run reads."""
 
 
 def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT], Stage]) -> None:
@@ -57,13 +59,14 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
     disable_progress_bar()  # of weight files; the steps have their own
     accelerator = make_accelerator(arguments)
     output_dir = Path(arguments.output_dir)
-    named = {name: getattr(arguments, name, None) for name in INPUT_FIELDS}
-    inputs = fingerprints({**named, **data_locations(arguments)})
     with _empty_folder_removed(output_dir, accelerator):
-        if accelerator.is_main_process:
+        state = RunState()
+        if accelerator.is_main_process:  # which may read much, and speaks for all if there is an error
+            named = {name: getattr(arguments, name, None) for name in INPUT_FIELDS}
+            inputs = fingerprints({**named, **data_locations(arguments)})
             check_writable(output_dir)
-        accelerator.wait_for_everyone()
-        state = inspect_output(section, arguments, inputs)
+            state = inspect_output(section, arguments, inputs)
+        (state,) = broadcast_object_list([state])
         for note in state.notes:
             accelerator.print(note)
         if state.complete:
@@ -80,7 +83,7 @@ def run_stage(section: str, arguments: ArgumentsT, build: Callable[[ArgumentsT],
             accelerator.print(f"dry run: {result}; nothing was kept")
             return
         accelerator.print(f"preflight: {result}")
-        _train(loop, stage, freeze, arguments, state, inputs)
+        _train(loop, stage, freeze, arguments, state)
 
 
 def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, str]) -> RunState:
@@ -92,7 +95,7 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
     output_dir = Path(arguments.output_dir)
     names = [path.name for path in output_dir.iterdir() if not path.name.startswith(PARTIAL_PREFIX)]
     if not names:
-        return RunState()
+        return RunState(inputs=inputs)
     if not arguments.resume:
         raise ValueError(f"output_dir {output_dir} is not empty and resume is false; choose another or empty it")
     run = read_run(output_dir)
@@ -109,12 +112,12 @@ def inspect_output(section: str, arguments: CommonArguments, inputs: dict[str, s
             "delete that run"
         )
     if complete:
-        return RunState(complete=True)
+        return RunState(complete=True, inputs=inputs)
     if checkpoint:
         notes.append(f"continuing from {checkpoint}")
     else:
         notes.append(f"{output_dir} holds a run that stopped before its first checkpoint; starting it again")
-    return RunState(checkpoint=checkpoint, notes=notes)
+    return RunState(checkpoint=checkpoint, notes=notes, inputs=inputs)
 
 
 def usable_samples(
@@ -159,7 +162,6 @@ def _train(
     freeze: FreezePlan,
     arguments: CommonArguments,
     state: RunState,
-    inputs: dict[str, str],
 ) -> None:
     accelerator, output_dir = loop.accelerator, Path(arguments.output_dir)
     if accelerator.is_main_process:
@@ -174,7 +176,7 @@ def _train(
     record = RunRecord.start(
         stage.name,
         arguments,
-        inputs,
+        state.inputs,
         accelerator.num_processes,
         parameters=freeze.total_parameters,
         trainable_parameters=freeze.trainable_parameters,

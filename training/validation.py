@@ -48,15 +48,19 @@ class Validation:
         mine = self.samples[accelerator.process_index :: accelerator.num_processes]
         size = self.per_device_batch_size
         chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
+        counted = len(chunks)
+        # processes that share the model call it equally often; the first one has the most to do
+        chunks += [self.samples[:1]] * (-(-len(self.samples[:: accelerator.num_processes]) // size) - counted)
         batches = load_batches(self.dataset.batch, chunks, self.num_workers, accelerator.device.type == "cuda")
         sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         bar = tqdm(batches, "validation", len(chunks), leave=False, delay=2, disable=not accelerator.is_main_process)
         with evaluating(self.model), torch.no_grad():
-            for batch in bar:
+            for number, batch in enumerate(bar):
                 batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
                 with accelerator.autocast():
                     outputs = self.model(**batch)
-                sums += _sums(outputs.logits.float(), outputs.main_loss, batch["labels"])
+                if number < counted:
+                    sums += _sums(outputs.logits.float(), outputs.main_loss, batch["labels"])
         known, loss, right, among_top = accelerator.reduce(sums, reduction="sum").tolist()
         values = {"validation_accuracy": right / known, "validation_loss": loss / known}
         if self.dataset.labels.ndim == 1 and len(self.dataset.label_names) > TOP:

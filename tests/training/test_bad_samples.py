@@ -72,6 +72,9 @@ def test_the_list_is_written_when_training_begins_and_grows(tmp_path: Path) -> N
     bad.take_from(batch)
     assert set(batch) == {"input_ids"}
     bad.take_from({BAD_SAMPLES: encode([sample(3, found="in training")])})
+    assert bad.num_heard == 2
+    bad.share()
+    assert bad.num_heard == 0
     assert listed(tmp_path) == [("data.json[0]", "before training"), ("data.json[3]", "in training")]
     assert bad.by_cause() == {"image missing": 2}
 
@@ -93,6 +96,7 @@ def test_a_batch_may_tell_too_much(tmp_path: Path) -> None:
     bad.begin(tmp_path)
     assert not (tmp_path / BAD_SAMPLES_FILE).exists()
     bad.take_from({})
+    bad.take_from({BAD_SAMPLES: encode([sample(1), sample(2)])})
     with pytest.raises(TooManyBadSamples):
-        bad.take_from({BAD_SAMPLES: encode([sample(1), sample(2)])})
+        bad.share()
     assert len(listed(tmp_path)) == 2

@@ -16,6 +16,7 @@ import toy_task
 from training import preflight, stage0, stage1, stage2
 from training.bad_samples import BAD_SAMPLES_FILE
 from training.run_record import MetricsFile
+from training.sampling import epoch_permutation
 
 SKIP = ["--on_bad_sample", "skip", "--max_bad_samples", "3", "--global_batch_size", "2", "--check_images", "0"]
 
@@ -91,13 +92,20 @@ def test_more_than_the_budget_ends_the_run(
     runs: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "MICRO_BATCHES", 1)  # which would find it before training otherwise
+    late = next(seed for seed in range(20) if 3 not in epoch_permutation(7, seed, 0)[:2])
     with pytest.raises(ValueError, match=r"2 of 8 samples are bad.*max_bad_samples 1 .*conversations\.json\[3\]"):
-        run(data, runs, tmp_path / "out", "--max_bad_samples", "1")
+        run(data, runs, tmp_path / "out", "--max_bad_samples", "1", "--seed", str(late))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
     assert listed(tmp_path / "out") == EXPECTED
     with pytest.raises(ValueError, match="1 of 8 samples are bad"):
         run(data, runs, tmp_path / "none", "--max_bad_samples", "0")
     assert not (tmp_path / "none").exists()  # known before training began
+
+
+def test_a_first_batch_of_bad_samples_alone_does_not_end_the_preflight(runs: Path, data: Path, tmp_path: Path) -> None:
+    first = next(seed for seed in range(50) if epoch_permutation(7, seed, 0)[0] == 3)
+    output = run(data, runs, tmp_path / "out", "--seed", str(first), "--per_device_batch_size", "1")
+    assert json.loads((output / "run.json").read_text())["status"] == "complete"
 
 
 def test_a_rehearsal_lists_nothing(runs: Path, data: Path, tmp_path: Path) -> None:

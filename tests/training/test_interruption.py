@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_task
 from test_loop import make_loop, metrics, weights
 
-from training import interruption
+from defocus_mllm.files import DiskFullError
+from training import checkpointing, interruption
 from training.batches import load_batches
 from training.checkpointing import find_newest_valid, verify_checkpoint
-from training.interruption import EXIT_STOPPED, SIGNALS, Interrupted, Interruption, elected, wait_forwarding
+from training.interruption import EXIT_STOPPED, SIGNALS, Interrupted, Interruption, elected, run_forwarding
+from training.run_record import MetricsFile
 
 
 def signalled_at(step: int, number: signal.Signals) -> Any:
@@ -63,17 +66,19 @@ def test_what_is_on_disk_already_is_not_written_again(tmp_path: Path) -> None:
     written = (checkpoint / "manifest.json").stat().st_mtime_ns
     again = make_loop(tmp_path, save_steps=3)
     again.resume(checkpoint)
-    with again.interruption.listening(), pytest.raises(Interrupted):
+    with again.interruption.listening():
         signal.raise_signal(signal.SIGTERM)
-        again.run()
+        with pytest.raises(Interrupted):
+            again.run()
     assert (checkpoint / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
-    with loop.interruption.listening(), pytest.raises(Interrupted, match="after step 0"):
+    with loop.interruption.listening():
         signal.raise_signal(signal.SIGUSR1)
-        loop.run()
+        with pytest.raises(Interrupted, match="after step 0"):
+            loop.run()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +159,46 @@ def test_script_stops_with_a_message_and_an_exit_code_of_its_own(tmp_path: Path)
 
 
 def test_waiting_passes_signals_on() -> None:
-    child = subprocess.Popen(["sleep", "60"])
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    assert wait_forwarding(child) == -signal.SIGTERM
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        assert run_forwarding(["sleep", "60"]) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_full_disk_while_saving_loses_nothing_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    straight = make_loop(tmp_path / "straight", save_steps=3)
+    straight.run()
+    torch.manual_seed(1)
+    full = make_loop(tmp_path / "full", save_steps=3, save_total_limit=1)
+    save = torch.save
+
+    def write(state: Any, path: Path) -> None:
+        save(state, path)
+        if "step-000006" in str(path):  # half of what it wrote is there
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpointing.torch, "save", write)
+    with pytest.raises(DiskFullError, match=r"step-000006; nothing older was lost"):
+        full.run()
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-000003"]
+    checkpoint, warnings = find_newest_valid(tmp_path / "full" / "checkpoints")
+    assert checkpoint is not None
+    assert warnings == []
+    resumed = make_loop(tmp_path / "full", save_steps=3)
+    resumed.resume(checkpoint)
+    resumed.run()
+    expected = weights(straight)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+    assert metrics(tmp_path / "full") == metrics(tmp_path / "straight")
+
+
+def test_a_full_disk_while_logging_says_so(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.path.symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"metrics\.jsonl.*free some space"):
+        file.append({"step": 1})

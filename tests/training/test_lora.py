@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(toy: tuple[Path, Path], tmp_
     lost = weights.pop(next(name for name in weights if "multi_modal_projector" in name))
     save_file(weights, tmp_path / "other" / WEIGHTS)
     assert lost is not None
-    with pytest.raises(CheckpointError, match="lacks base_model.model.model.multi_modal_projector"):
+    with pytest.raises(CheckpointError, match=r"lacks base_model\.model\.model\.multi_modal_projector"):
         load_adapter_weights(model, tmp_path / "other")
 
 

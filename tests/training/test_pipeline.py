@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from training import pipeline
 from training.files import fingerprint
+from training.interruption import EXIT_STOPPED
 from training.run_record import RunRecord
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -24,15 +23,11 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that were started; none really is."""
     started: list[list[str]] = []
 
-    real = subprocess.run
-
-    def record(words: list[str], **options: Any) -> Any:
-        if words[0] == "git":
-            return real(words, **options)
+    def record(words: list[str]) -> int:
         started.append(words)
-        return subprocess.CompletedProcess(words, 3 if "training.stage1" in words and "fail" in str(words) else 0)
+        return 3 if "training.stage1" in words and "fail" in str(words) else 0
 
-    monkeypatch.setattr(pipeline, "subprocess", SimpleNamespace(run=record))  # not the library's own, others use it
+    monkeypatch.setattr(pipeline, "run_forwarding", record)
     return started
 
 
@@ -151,3 +146,10 @@ def test_summary_reads_what_the_steps_wrote(tmp_path: Path) -> None:
 
 def test_partial_evaluation_has_no_headline_number() -> None:
     assert pipeline.accuracy_line(results(partial=True)) == "easy_vqa: partial 200/9673: no headline number"
+
+
+def test_a_stopped_stage_stops_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "run_forwarding", lambda words: EXIT_STOPPED if "training.stage1" in words else 0)
+    with pytest.raises(SystemExit) as left:
+        pipeline.main(["--config", QUICKSTART, "--output_dir", str(tmp_path), "--data_dir", "d"])
+    assert left.value.code == EXIT_STOPPED

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_task
 
+from defocus_mllm.console import USER_ERRORS
 from training import preflight, stage0, stage1, stage2
 from training.freezing import FreezePlan
 from training.loop import TrainingLoop
@@ -85,7 +86,7 @@ def broken(toy: tuple[Path, Path], output: Path, monkeypatch: pytest.MonkeyPatch
         return preflight.rehearse(loop, stage, freeze)
 
     monkeypatch.setattr("training.stages.rehearse", changed)
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(USER_ERRORS) as caught:
         run(toy, output, *extra)
     assert not output.exists()
     return str(caught.value)

@@ -204,7 +204,7 @@ def test_bad_rows_are_refused_or_counted(tmp_path, processor, capfd):
 def test_a_stream_without_a_usable_row_ends(tmp_path):
     path = tmp_path / "pets.parquet"
     table([None, -1]).to_parquet(path)
-    with pytest.raises(ValueError, match=r"pets\.parquet holds no usable picture for process 0 of 1"):
+    with pytest.raises(ValueError, match=r"pets\.parquet holds nothing usable for process 0 of 1"):
         next(reader_of(open_stream(path, DEFAULT_COLUMNS), 4, "skip").rows(0))
 
 
