@@ -176,3 +176,9 @@ def test_an_image_that_turns_out_bad_keeps_its_place_in_its_row(toy: tuple[Path,
     )
     assert len(lines) == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["bad_samples"] == {"image unreadable": 1}
+
+
+@pytest.mark.parametrize("how", [("--packing", "pack"), ("--group_by", "modality_length")])
+def test_a_stream_has_neither(how: tuple[str, str], toy: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{how[0][2:]}: needs the lengths of all conversations, which a stream"):
+        run(toy, tmp_path / "run", *how, "--streaming", "true")
