@@ -24,8 +24,7 @@ from benchmarks.setting import Setting
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig, DefocusVisionModel
 from defocus_mllm.attention_core_defocus import defocus_attention
 from defocus_mllm.bandpass_defocus import LAMBDA_HAT_RANGE, DefocusBandPass
-from defocus_mllm.fold_defocus import scale_tokens
-from defocus_mllm.retention_core_defocus import retention
+from defocus_mllm.retention_core_defocus import rotated_retention
 
 MIXER_NAMES = {"attention": "De-focus ViT", "retention": "De-focus RetNet", "mamba": "De-focus Mamba"}
 
@@ -64,9 +63,7 @@ class RetentionCore(_Core):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         decay, theta = self.band_pass()
-        time = torch.arange(query.shape[2], device=query.device, dtype=torch.float64)
-        query, key = scale_tokens(query, None, theta, time), scale_tokens(key, None, theta, time) * self.scaling
-        return retention(query, key, value, decay)[0]
+        return rotated_retention(query, key, value, decay, theta, self.scaling)[0]
 
 
 class PlainCore(nn.Module):

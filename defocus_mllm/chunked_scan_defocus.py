@@ -1,7 +1,8 @@
 """The scan of De-focus Mamba in plain torch, a few tokens at a time: no compiler, any device and dtype, little memory.
 
-The (tokens, batch, states, channels) of a few tokens stay in the cache, where channels are neighbours: every operation
-runs over them at full width. The backward pass computes each chunk again from the states before it.
+The (batch, tokens, states, channels) of a few tokens stay in the cache, where channels are neighbours: every operation
+runs over them at full width, and each thread over its own sequences, whose numbers so stay in the cache of its core.
+The backward pass computes each chunk again from the states before it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .scan_formula_defocus import LinearRecurrence, ScanOptions, scan_formula
+from .scratch_defocus import scratch
 
-# Tokens of a chunk at least, and elements of its (tokens, batch, states, channels): 1.5 MB in float32 where the batch
+# Tokens of a chunk at least, and elements of its (batch, tokens, states, channels): 1.5 MB in float32 where the batch
 # allows it, 8 MB at most, which is what decides how many sequences go together.
 _CHUNK = 16
 _USUAL_ELEMENTS, _MOST_ELEMENTS = 3 * 2**17, 2**21
@@ -76,16 +78,15 @@ def _scan_channels_last(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`plain_scan` with A as (states, channels), in units of log2(e), and the state as (batch, states, channels).
 
-    `memory`, (2, tokens or more, batch, states, channels), is written over; without it one can differentiate.
+    `memory`, (2, batch, tokens or more, states, channels), is written over; without it one can differentiate.
     """
-    x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
-    room = [None, None] if memory is None else [part[: len(x)] for part in memory]
+    room = [None, None] if memory is None else memory[:, :, : x.shape[1]]
     increment = torch.mul((delta * x)[:, :, None, :], B[..., None], out=room[0])
     varies = decay_delta.shape == delta.shape
     decay = torch.mul(decay_delta[:, :, None, :], A, out=room[1] if varies else None).exp2_().expand_as(increment)
     states = LinearRecurrence.apply(decay, increment, initial)
     # A copy: the last state outlives the others.
-    return (C[:, :, None, :] @ states).squeeze(2).transpose(0, 1), states[-1].clone()
+    return (C[:, :, None, :] @ states).squeeze(2), states[:, -1].clone()
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -95,8 +96,7 @@ class _ChunkedScan(torch.autograd.Function):
     def forward(ctx: Any, options: ScanOptions, keep: bool, *tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
         fixed, initial, tokenwise = tensors[:3], tensors[3], tensors[4:]
         length = min(tokenwise[0].shape[1], max(_CHUNK, _USUAL_ELEMENTS // max(1, initial.numel())))
-        # Written again and again: memory that was never touched costs more than the arithmetic.
-        memory = initial.new_empty(2, length, *initial.shape)
+        memory = scratch("states", (2, len(initial), length, *initial.shape[1:]), initial.dtype, initial.device)
         outputs, starts, state = [], [], initial
         for pieces in _split(tokenwise, length, 1):
             if keep:

@@ -4,6 +4,7 @@
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png --prompt "what color is the shape?"
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
+    defocus-mllm card models/mine --license mit
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -25,6 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import logging as transformers_logging
 
 from .assemble_cli import add_new_arguments, run_new
+from .card_cli import add_card_arguments, run_card
 from .configuration_defocus import DefocusConfig
 from .console import run_script
 from .convert_cli import add_convert_arguments, run_convert, run_presets
@@ -232,6 +234,9 @@ def build_parser() -> argparse.ArgumentParser:
     new = commands.add_parser("new", help="put an encoder and a language model together", allow_abbrev=False)
     add_new_arguments(new)
     new.set_defaults(run=run_new)
+    card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
+    add_card_arguments(card)
+    card.set_defaults(run=run_card)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .kernels_defocus import at_least_float32
+from .scratch_defocus import scratch
 
 # Neighbouring tokens that share a coarse phase: e^{i theta t} is the product of two tables much smaller than itself.
 _STRIDE = 32
@@ -59,12 +59,13 @@ def fold_images(
         yield from zip(query.split(images), key.split(images), strict=True)
         return
     if query.device.type == "cpu" and key[0].numel() <= _NUMBERS_OF_A_KEPT_TABLE:
-        rates, frequencies = (None if x is None else (tuple(x.shape), *x.flatten().tolist()) for x in (decay, theta))
+        numbers = (None if x is None else at_least_float32(x).contiguous() for x in (decay, theta))
+        rates, frequencies = (None if x is None else (tuple(x.shape), x.numpy().tobytes(), x.dtype) for x in numbers)
         of_query, of_key = _kept_tables(rates, frequencies, queries, keys, dtype)
     else:
         of_query, of_key = _tables(decay, theta, queries, keys, dtype)
     for q, k in zip(query.split(images), key.split(images), strict=True):
-        yield _multiply_into(0, q, of_query), _multiply_into(1, k, of_key)
+        yield _multiply_into("folded queries", q, of_query), _multiply_into("folded keys", k, of_key)
 
 
 def images_at_once(key: torch.Tensor) -> int:
@@ -72,32 +73,13 @@ def images_at_once(key: torch.Tensor) -> int:
     return max(1, _NUMBERS_KEPT // key[0].numel())
 
 
-class _Scratch(threading.local):
-    """Memory that folded queries (0) and keys (1) of a thread use over and over: new pages cost more than folding."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
-
-    def get(self, place: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """Uninitialised, of this shape."""
-        kept = self.numbers.get((place, dtype))
-        if kept is None or kept.numel() < shape.numel():
-            with torch.inference_mode(False):
-                kept = torch.empty(shape.numel(), dtype=dtype)
-            self.numbers[place, dtype] = kept
-        return kept[: shape.numel()].view(shape)
-
-
-_scratch = _Scratch()
-
-
-def _multiply_into(place: int, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+def _multiply_into(use: str, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """`x` times `table` in memory that the next call uses again, where that is worth it."""
     factors = at_least_float32(x)
     if not table.is_complex() or x.device.type != "cpu" or x.numel() > _NUMBERS_KEPT:
         return _multiply(factors, table).to(x.dtype)
     pairs = _as_pairs(factors)
-    product = torch.mul(pairs, table, out=_scratch.get(place, pairs.shape, pairs.dtype))
+    product = torch.mul(pairs, table, out=scratch(use, pairs.shape, pairs.dtype, x.device))
     return torch.view_as_real(product).flatten(-2).to(x.dtype)
 
 
@@ -118,9 +100,9 @@ def _tables(
 def _kept_tables(
     decay: tuple[Any, ...] | None, theta: tuple[Any, ...] | None, queries: int, keys: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_tables` of these very numbers, each (shape, values ...); making them is dear for short sequences."""
+    """`_tables` of these very numbers, each (shape, bytes, dtype); making them is dear for short sequences."""
     rates, frequencies = (
-        None if x is None else torch.tensor(x[1:], dtype=torch.float64).view(x[0]) for x in (decay, theta)
+        None if x is None else torch.frombuffer(bytearray(x[1]), dtype=x[2]).view(x[0]) for x in (decay, theta)
     )
     return _tables(rates, frequencies, queries, keys, dtype)
 
@@ -235,23 +217,27 @@ class _ScaleTokens(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, rate, theta, time, table = ctx.saved_tensors
-        if not table.is_complex():
-            of_x = gradient * table
-            parts = [of_x, x]
-        else:
-            of_x = _as_pairs(gradient) * table.conj_physical()
-            parts = [of_x, _as_pairs(x)]
+        pairs, of_pairs = (_as_pairs(x), _as_pairs(gradient)) if table.is_complex() else (x, gradient)
+        of_x = of_pairs * table.conj_physical()
         of_rate = of_theta = None
         if any(ctx.needs_input_grad[1:3]):
             # Of y = x e^{z t}, the derivative with respect to z is t y, and conj(y) dy = conj(x) dx.
-            product = (parts[0] * parts[1].conj()).sum(dim=(0, 2) if x.ndim == 5 else 0)  # (heads, tokens, pairs)
-            weighted = torch.einsum("htk,t->hk", product, time.to(product.dtype))
+            weighted = torch.einsum("htk,t->hk", _sum_of_products(of_x, pairs), time.to(of_x.dtype))
             if rate is not None:
                 of_rate = weighted.real.sum(dim=1).to(rate.dtype) if weighted.is_complex() else weighted.sum(dim=1)
             if theta is not None:
                 of_theta = weighted.imag.to(theta.dtype)
         gradient_of_x = torch.view_as_real(of_x).flatten(-2) if of_x.is_complex() else of_x
         return gradient_of_x, of_rate, of_theta, None, None
+
+
+def _sum_of_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum of a conj(b) over batch (and blocks): (heads, tokens, pairs). Image by image, which a cache can hold."""
+    total = torch.zeros_like(a[0])
+    for ours, other in zip(a, b, strict=True):
+        memory = scratch("conjugates", other.shape, other.dtype, other.device)
+        total.addcmul_(ours, torch.conj_physical(other, out=memory))
+    return total.sum(dim=1) if total.ndim == 4 else total
 
 
 def largest_norm(hidden_states: torch.Tensor) -> float:
@@ -299,6 +285,7 @@ def folds_safely(
     return not clamps or reach + 2 * math.log(largest) - math.log(info.eps) <= -math.log(info.tiny)
 
 
+@functools.lru_cache(maxsize=4096)
 def folds_any(rate: float, num_tokens: int, dtype: torch.dtype) -> bool:
     """Whether this decay folds safely into any queries and keys of a whole sequence whose logits are finite at all.
 

@@ -27,7 +27,9 @@ def load_strictly(model_class: Any, directory: str | Path, what: str = "model", 
         CheckpointError: weights are missing, damaged, or of another shape; names the folder and the first of them.
     """
     if not (Path(directory) / "config.json").is_file():
-        raise FileNotFoundError(f"{what}: {directory} holds no saved model (no config.json in it)")
+        adapter = (Path(directory) / "adapter_config.json").is_file()
+        hint = ", but an adapter: merge it with its base model first, see docs/ecosystem.md" if adapter else ""
+        raise FileNotFoundError(f"{what}: {directory} holds no saved model (no config.json in it){hint}")
     try:
         model, report = model_class.from_pretrained(
             directory, dtype=dtype, local_files_only=True, output_loading_info=True

@@ -20,9 +20,8 @@ from .attention_core_defocus import attention_weights, defocus_attention
 from .bandpass_defocus import DefocusBandPass, register, rotate_pairs
 from .bounded_attention_defocus import DefocusBoundedAttentionState, bounded_attention
 from .configuration_defocus import DefocusVisionConfig
-from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, group_rms_norm
-from .retention_core_defocus import retention
+from .retention_core_defocus import rotated_retention
 from .scan_core_defocus import causal_convolution, selective_scan
 from .scan_formula_defocus import ScanOptions
 
@@ -203,10 +202,8 @@ class DefocusRetention(_HeadMixer):
         past = 0 if state is None else state.num_tokens
         query, key, value = self.split_heads(self.qkv(hidden_states), 3)
         decay, theta = self.rates()
-        time = past + torch.arange(num_tokens, device=query.device, dtype=torch.float64)
-        query, key = scale_tokens(query, None, theta, time), scale_tokens(key, None, theta, time) * self.scaling
         memory = None if state is None else state.memory
-        mixed, memory = retention(query, key, value, decay, memory)
+        mixed, memory = rotated_retention(query, key, value, decay, theta, self.scaling, memory, past)
         mixed = group_rms_norm(mixed, self.head_dim, _GROUP_NORM_EPS).transpose(1, 2).flatten(2)
         output = self.out_proj(mixed.to(hidden_states.dtype) * F.silu(self.gate(hidden_states)))
         return output, DefocusRetentionState(memory, past + num_tokens)

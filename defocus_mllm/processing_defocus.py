@@ -6,6 +6,8 @@ from typing import Any
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 _AUTO_MAP = {"AutoProcessor": "processing_defocus.DefocusProcessor"}
+# What Transformers would take for videos and nothing here reads.
+_VIDEO_OPTIONS = {"fps", "do_sample_frames", "video_metadata", "videos_kwargs"}
 
 # Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data. What
 # the model is to generate, and nothing else, stands between {% generation %} and {% endgeneration %}: training labels
@@ -33,6 +35,46 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
+
+
+def sample_frames(video: Any, num_frames: int | None = None) -> list[Any]:
+    """Frames of a video at even distances, the first among them.
+
+    Args:
+        video: a sequence of images (or of their paths or addresses), or an array (frames, height, width, channels) or
+            (frames, channels, height, width).
+        num_frames: how many; all if None.
+
+    Raises:
+        ValueError: `video` is no such thing, or has fewer frames; files are not decoded.
+    """
+    dimensions = getattr(video, "ndim", None)
+    if dimensions is None and (not isinstance(video, Sequence) or isinstance(video, str | bytes)):
+        raise ValueError(
+            f"video: give its frames, as images or an array, not {type(video).__name__}; decode files first"
+        )
+    if dimensions not in (None, 4):
+        raise ValueError(f"video: an array of frames has 4 dimensions, not {dimensions}")
+    count = len(video)
+    wanted = count if num_frames is None else num_frames
+    if not 1 <= wanted <= count:
+        raise ValueError(f"num_frames: {wanted} frames cannot be taken from a video of {count}")
+    return [video[place * count // wanted] for place in range(wanted)]
+
+
+def frames_as_images(conversation: Any, num_frames: int | None = None) -> Any:
+    """A conversation, or a batch of them, whose videos are replaced by `sample_frames` of them, as images in order."""
+    if isinstance(conversation, list | tuple):
+        return [frames_as_images(item, num_frames) for item in conversation]
+    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), list | tuple):
+        return conversation
+    parts: list[Any] = []
+    for part in conversation["content"]:
+        if isinstance(part, dict) and part.get("type") == "video":
+            parts += [{"type": "image", "image": frame} for frame in sample_frames(part.get("video"), num_frames)]
+        else:
+            parts.append(part)
+    return {**conversation, "content": parts}
 
 
 class DefocusProcessor(ProcessorMixin):
@@ -64,6 +106,42 @@ class DefocusProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=template)
         self.auto_map = dict(_AUTO_MAP)
 
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *args: Any,
+        num_frames: int | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers. A part {"type": "video", "video": frames} stands for its frames, as images in order.
+
+        Args:
+            conversation: messages, or a list of conversations.
+            num_frames: how many frames to take of each video, at even distances; all if None. It may also stand in
+                `processor_kwargs`.
+
+        Raises:
+            ValueError: a video is not given by its frames, or has fewer than `num_frames`.
+        """
+        processor_kwargs = dict(processor_kwargs or {})
+        if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
+            raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
+        num_frames = processor_kwargs.pop("num_frames", num_frames)
+        conversation = frames_as_images(conversation, num_frames)
+        kwargs["processor_kwargs"] = processor_kwargs
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> None:
+        """As in Transformers, and `ValueError` for what it would leave out without a word."""
+        if videos is not None:
+            raise ValueError("videos: give the frames as images, with one <image> each, or use apply_chat_template")
+        if audio is not None:
+            raise ValueError("audio: the model reads images and text alone")
+        super().validate_inputs(images=images, text=text, **kwargs)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return the placeholders that stand for image `image_idx` in the text."""
         return self.image_token * self.num_image_tokens
@@ -89,4 +167,4 @@ class DefocusProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
 
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "DefocusProcessor"]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "DefocusProcessor", "frames_as_images", "sample_frames"]

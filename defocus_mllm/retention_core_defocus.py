@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import torch
 
+from .fold_defocus import scale_tokens
 from .kernels_defocus import at_least_float32, forced_backend, report_backend
 
 # Tokens of a chunk: its table of pairs is then as large as its keys and values.
 _CHUNK = 64
+# Tokens rotated and mixed at once: the intermediate results of more fill new memory instead of the cache.
+_SPAN = 1024
+
+
+def rotated_retention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    decay: torch.Tensor | None,
+    theta: torch.Tensor | None,
+    scaling: float,
+    memory: torch.Tensor | None = None,
+    past: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`retention` of queries and keys that are not rotated yet, in memory that grows with the output alone.
+
+    Args:
+        theta: rotary frequencies, (heads, channels / 2), in radians a token; None for no rotation.
+        scaling: factor on the keys, 1 / sqrt(channels).
+        past: number of earlier tokens.
+    """
+    time = past + torch.arange(query.shape[2], device=query.device, dtype=torch.float64)
+    outputs = []
+    for q, k, v, when in zip(*(x.split(_SPAN, dim=-2) for x in (query, key, value, time[:, None])), strict=True):
+        q, k = (scale_tokens(x, None, theta, when[:, 0]) for x in (q, k))
+        output, memory = retention(q, k * scaling, v, decay, memory)
+        outputs.append(output)
+    assert memory is not None
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), memory
 
 
 def retention(

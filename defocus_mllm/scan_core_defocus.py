@@ -103,8 +103,8 @@ def causal_convolution(
         padded = torch.cat((before, x), dim=1)
         output = padded[:, width:] * weight[:, width]
         for place in range(width):
-            output = torch.addcmul(output, padded[:, place : place + num_tokens], weight[:, place])
-        return F.silu(output if bias is None else output + bias).to(inputs.dtype)
+            output.addcmul_(padded[:, place : place + num_tokens], weight[:, place])
+        return F.silu(output if bias is None else output.add_(bias)).to(inputs.dtype)
 
 
 def scan_kernel(hidden_states: torch.Tensor) -> str:

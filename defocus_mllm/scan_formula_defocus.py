@@ -31,12 +31,12 @@ class ScanOptions:
 
 
 class LinearRecurrence(torch.autograd.Function):
-    """h_t = decay_t h_{t-1} + increment_t, elementwise, time first; the states take the place of the increments."""
+    """h_t = decay_t h_{t-1} + increment_t, elementwise, (batch, tokens, ...); the states replace the increments."""
 
     @staticmethod
     def forward(decay: torch.Tensor, increment: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
         previous = initial
-        for state, factor in zip(increment.unbind(0), decay.unbind(0), strict=True):
+        for state, factor in zip(increment.unbind(1), decay.unbind(1), strict=True):
             previous = state.addcmul_(factor, previous)
         return increment
 
@@ -51,11 +51,11 @@ class LinearRecurrence(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         decay, states, initial = ctx.saved_tensors
         gradient = gradient.clone()
-        following = gradient[-1]
-        for earlier, factor in zip(reversed(gradient[:-1].unbind(0)), reversed(decay[1:].unbind(0)), strict=True):
+        following = gradient[:, -1]
+        for earlier, factor in zip(reversed(gradient[:, :-1].unbind(1)), reversed(decay[:, 1:].unbind(1)), strict=True):
             following = earlier.addcmul_(factor, following)
-        gradient_of_decay = torch.cat([gradient[:1] * initial, gradient[1:] * states[:-1]])
-        return gradient_of_decay, gradient, gradient[0] * decay[0]
+        gradient_of_decay = torch.cat([gradient[:, :1] * initial[:, None], gradient[:, 1:] * states[:, :-1]], dim=1)
+        return gradient_of_decay, gradient, gradient[:, 0] * decay[:, 0]
 
 
 def plain_scan(
@@ -68,11 +68,10 @@ def plain_scan(
     initial: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scan as it stands, with the whole (tokens, batch, channels, states) in memory; see `selective_scan`."""
-    x, delta, decay_delta, B, C = (tensor.transpose(0, 1) for tensor in (x, delta, decay_delta, B, C))
     increment = (delta * x)[..., None] * B[..., None, :]
     decay = torch.exp(decay_delta[..., None] * A).expand_as(increment)
     states = LinearRecurrence.apply(decay, increment, initial)
-    return (states @ C[..., None]).squeeze(-1).transpose(0, 1), states[-1]
+    return (states @ C[..., None]).squeeze(-1), states[:, -1]
 
 
 def scan_formula(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig
+from defocus_mllm.cache_defocus import CACHE_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,6 +117,25 @@ def test_the_examples_of_the_streaming_guide_do_what_they_say(
     assert [float(bound) for bound in re.findall(r"[\d.e+-]+\d", bounds)][-1] == 0
 
 
+def test_the_examples_of_the_generation_guide_answer_every_row_and_turn(
+    model, processor, image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "data" / "easy_vqa" / "images" / "train"
+    pictures.mkdir(parents=True)
+    image.save(pictures / "0.png")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "outputs" / "quickstart" / "stage2")
+    monkeypatch.chdir(tmp_path)
+    chats, turns = python_blocks("docs/generation.md")
+    names = run(chats, "docs/generation.md")
+    assert len(names["answers"]) == 3
+    assert len(names["inputs"]["pixel_values"]) == 2 + 4
+    if CACHE_NAME == "past_key_values":
+        turns = turns.replace("cache=first_turn.cache", "past_key_values=first_turn.past_key_values")
+    exec(compile(turns, "docs/generation.md", "exec"), names)
+    assert names["second_turn"].shape[1] > names["ids"].shape[1]
+
+
 def test_every_example_of_the_plug_in_guide_answers() -> None:
     blocks = python_blocks("docs/plug_in.md")
     assert len(blocks) == 4
@@ -124,3 +144,17 @@ def test_every_example_of_the_plug_in_guide_answers() -> None:
         assert names["answer"].numel() > 0
         if "words" in names:
             assert 1 <= names["answer"].shape[1] - names["words"].shape[1] <= 3
+
+
+def test_the_examples_of_the_ecosystem_guide_run_one_after_the_other(datasets_cache) -> None:
+    pytest.importorskip("trl", reason="needs the trl extra: pip install -e '.[trl]'")
+    names: dict[str, Any] = {"__name__": "documentation"}
+    for block in python_blocks("docs/ecosystem.md"):
+        exec(compile(block, "docs/ecosystem.md", "exec"), names)
+    assert isinstance(names["answer"], str)
+    inputs = names["processor"].apply_chat_template(names["chat"], tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        merged = names["merged"](**inputs).logits
+        assert torch.allclose(names["adapted"](**inputs).logits, merged, atol=1e-5)
+    assert (names["folder"] / "merged" / "modeling_defocus.py").is_file()
+    assert names["trainer"].state.global_step == 3
