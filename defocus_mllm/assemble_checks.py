@@ -62,6 +62,7 @@ def check_reading(model: Any, language: PreTrainedModel, name: str) -> None:
         raise ValueError(f"{name}: {kind!r} is not causal as it is configured: a word changes what stands before it")
     try:
         begun = model(input_ids=words[:, :-1], use_cache=True)
+        begun[CACHE_NAME].get_seq_length()  # generation and streams ask it
         last = model(input_ids=words[:, -1:], use_cache=True, **{CACHE_NAME: begun[CACHE_NAME]}).logits
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
         raise ValueError(f"{name}: {kind!r} cannot go on from a cache, so it cannot answer: {error}") from error

@@ -28,6 +28,16 @@ _MARKS = [chr(code) for code in range(0xE000, 0xF900)]
 # What an encoder for the middle of a text may be asked to encode in front of it, to be cut off again.
 _ANCHORS = ("\n", "a", ".")
 _MOST_CACHED_TEXTS = 100_000
+_MOST_CACHED_FORMS = 10_000
+# A text that no template changes.
+_SLOT = "\uf8fftext\uf8ff"
+Form = tuple[str, tuple[str, ...] | None]
+"""Role and kinds of parts of a message; None for a plain text."""
+Pieces = tuple[list[str], list[str]]
+
+
+Turn = tuple[Message, str, str]
+"""An answer, the prompt of inference that leads to it, and the text up to and with its turn."""
 
 
 class ChatError(ValueError):
@@ -78,11 +88,17 @@ class ChatEncoder:
         self._suspicious = re.compile(rf"(?s)(?=(?:{whole})|(?:{beginnings})\s*\Z).")
         self._texts: dict[tuple[str, str, bool], list[int]] = {}
         self._fresh_behind: dict[str, bool] = {}
+        self._pairs: dict[tuple[tuple[Form, ...], tuple[Form, ...]], Pieces | None] = {}
+        self._proven: set[tuple[Form, ...]] = set()
         self._adds_space = False  # while it is tried out
         self._adds_space = self._plain_ids("a", True) != self._inside_ids("a")
 
-    def encode(self, messages: Sequence[Message], render: Render, add_generation_prompt: bool = False) -> Chat:
+    def encode(
+        self, messages: Sequence[Message], render: Render, add_generation_prompt: bool = False, remember: bool = True
+    ) -> Chat:
         """The ids of a conversation, the beginning token included if template or tokenizer write one.
+
+        With `remember` what `render` makes of the same messages with other texts is not asked for again.
 
         Raises ChatError for an answer without a question, and where the template does not keep to a prompt followed by
         its answer: a later message changes an earlier one, or an answer is not written, or not whole.
@@ -92,14 +108,12 @@ class ChatEncoder:
         text = render(marked, add_generation_prompt)
         finder = _finder(self._pattern, mark)
         spans, ends = [], []
-        for index, message in enumerate(marked):
-            if message.get("role") == "assistant":
-                prompt = render(marked[:index], True) if index else ""
-                last = index + 1 == len(marked) and not add_generation_prompt
-                turn = text if last else render(marked[: index + 1], False)
-                begin, end, control = _answer(message, (prompt, turn, text), finder)
-                spans.append((begin, end))
-                ends.append(self._controls[control][0] if control else None)
+        turns = self._remembered_turns(marked, text, render) if remember else None
+        turns = turns or _turns(marked, text, render, add_generation_prompt)
+        for message, prompt, turn in turns:
+            begin, end, control = _answer(message, (prompt, turn, text), finder)
+            spans.append((begin, end))
+            ends.append(self._controls[control][0] if control else None)
         ids = self._begin_ids(text)
         answered = [False] * len(ids)
         fresh = True
@@ -143,6 +157,56 @@ class ChatEncoder:
             {**part, "text": marked(part["text"])} if isinstance(part.get("text"), str) else part for part in content
         ]
         return {**message, "content": parts}
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def _remembered_turns(self, messages: list[Message], text: str, render: Render) -> list[Turn] | None:
+        """What `_turns` gives, from pairs of the same form rendered before, behind a first pair alone.
+
+        None unless these, with the texts put in, add up to the whole text. The last prompt is rendered as it is, once
+        for each form of conversation.
+        """
+        start = 1 if messages[0].get("role") == "system" else 0
+        roles = [message.get("role") for message in messages[start:]]
+        if len(roles) < 2 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+            return None
+        forms = tuple(_form(message) for message in messages)
+        turns, end = [], 0
+        for index in range(start + 1, len(messages), 2):
+            begins = 0 if index == start + 1 else index - 1
+            pair = self._pair(forms[: start + 2], forms[begins : index + 1] if begins else (), render)
+            texts = [text for message in messages[begins : index + 1] for text in message_texts(message)]
+            asked = len(texts) - len(message_texts(messages[index]))
+            if pair is None or (len(pair[0]), len(pair[1])) != (asked + 1, len(texts) + 1):
+                return None
+            prompt, turn = _filled(pair[0], texts), _filled(pair[1], texts)
+            if not turn.startswith(prompt) or not text.startswith(turn, end):
+                return None
+            turns.append((messages[index], text[: end + len(prompt)], text[: end + len(turn)]))
+            end += len(turn)
+        if forms not in self._proven:
+            last = start + 2 * len(turns) - 1
+            if render(messages[:last], True) != turns[-1][1]:
+                return None
+            if len(self._proven) >= _MOST_CACHED_FORMS:
+                self._proven.clear()
+            self._proven.add(forms)
+        return turns
+
+    def _pair(self, first: tuple[Form, ...], pair: tuple[Form, ...], render: Render) -> Pieces | None:
+        """What a pair, or the first one if `pair` is empty, adds to the prompt and to the text, cut where its texts
+        stand; None if it changes what stands before it."""
+        key = (first, pair)
+        if key not in self._pairs:
+            if len(self._pairs) >= _MOST_CACHED_FORMS:
+                self._pairs.clear()
+            messages = [_slotted(form) for form in (*first, *pair)]
+            before = render([_slotted(form) for form in first], False) if pair else ""
+            prompt, turn = render(messages[:-1], True), render(messages, False)
+            kept = prompt.startswith(before) and turn.startswith(before)
+            added = [rendered[len(before) :].split(_SLOT) for rendered in (prompt, turn)]
+            self._pairs[key] = (added[0], added[1]) if kept else None
+        return self._pairs[key]
 
     # --- ids ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +283,34 @@ def message_texts(message: Message) -> list[str]:
     if isinstance(content, str):
         return [content]
     return [part["text"] for part in content or [] if isinstance(part.get("text"), str)]
+
+
+def _form(message: Message) -> Form:
+    content = message.get("content")
+    return message["role"], None if isinstance(content, str) else tuple(part.get("type") for part in content or [])
+
+
+def _slotted(form: Form) -> Message:
+    role, kinds = form
+    if kinds is None:
+        return {"role": role, "content": _SLOT}
+    return {"role": role, "content": [{"type": kind} | ({"text": _SLOT} if kind == "text" else {}) for kind in kinds]}
+
+
+def _filled(pieces: list[str], texts: Sequence[str]) -> str:
+    """The pieces with the texts between them."""
+    return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=False))
+
+
+def _turns(messages: list[Message], text: str, render: Render, add_generation_prompt: bool) -> list[Turn]:
+    """Prompt and turn of each answer, by rendering both; the time grows with the square of their number."""
+    turns = []
+    for index, message in enumerate(messages):
+        if message.get("role") == "assistant":
+            prompt = render(messages[:index], True) if index else ""
+            last = index + 1 == len(messages) and not add_generation_prompt
+            turns.append((message, prompt, text if last else render(messages[: index + 1], False)))
+    return turns
 
 
 def _answer(message: Message, texts: tuple[str, str, str], finder: re.Pattern[str]) -> tuple[int, int, str | None]:

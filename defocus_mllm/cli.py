@@ -5,6 +5,7 @@
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
     defocus-mllm merge outputs/llava15/stage2_lora --output models/merged
+    defocus-mllm card models/mine --license mit
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import logging as transformers_logging
 
 from .assemble_cli import add_new_arguments, run_new
+from .card_cli import add_card_arguments, run_card
 from .configuration_defocus import DefocusConfig
 from .console import run_script
 from .convert_cli import add_convert_arguments, run_convert, run_presets
@@ -237,6 +239,9 @@ def build_parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="make a model of a LoRA adapter and its base", allow_abbrev=False)
     add_merge_arguments(merge)
     merge.set_defaults(run=run_merge)
+    card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
+    add_card_arguments(card)
+    card.set_defaults(run=run_card)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

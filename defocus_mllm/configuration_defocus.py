@@ -1,7 +1,5 @@
 """Configurations of the De-focus vision encoder and of the multimodal LLM built on it."""
 
-import difflib
-from contextvars import ContextVar
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -10,17 +8,9 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
-
-# Keys that Transformers itself passes beside the declared fields; everything else that is undeclared is a typo.
-_KEYS_OF_TRANSFORMERS = frozenset(
-    {"attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"}
-    | {"output_attentions", "per_layer_config", "quantization_config", "tie_word_embeddings", "torch_dtype"}
-)
-# Whether the fields come from a file.
-_READING = ContextVar("reading", default=False)
+from .fields_defocus import DefocusConfigReader, refuse_unknown_fields
+from .parallel_defocus import encoder_plan, projector_plan
 
 # Where each Auto class finds its class in a checkpoint that carries its own code.
 _VISION_AUTO_MAP = {
@@ -108,35 +98,6 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class DefocusConfigReader:
-    """Reads configurations whose file may hold fields that only another release or another tool knows."""
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in Transformers; unknown fields are kept, and named in a warning, where the constructor refuses them."""
-        token = _READING.set(True)
-        try:
-            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        finally:
-            _READING.reset(token)
-
-
-def refuse_unknown_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
-    """Raise `ValueError` for a field that neither the config nor Transformers knows (a typo must not be ignored).
-
-    In a file, which whoever reads it did not write, such a field is only warned of.
-    """
-    for name in extras:
-        if name.startswith("_") or name in _KEYS_OF_TRANSFORMERS:
-            continue
-        nearest = difflib.get_close_matches(name, type(config).__dataclass_fields__, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        message = f"{type(config).__name__}: unknown field {name!r}{hint}"
-        if not _READING.get():
-            raise ValueError(message)
-        logger.warning(f"{message}; it changes nothing")
-
-
 @strict
 class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the 1D causal vision encoder; the defaults are De-focus ViT-Base (paper, section 5.1).
@@ -155,6 +116,8 @@ class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedCo
 
     model_type = "defocus_vision"
     base_config_key = "vision_config"
+    # Parts that are called by themselves: the plan of plain decoders names others.
+    base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}  # noqa: RUF012
 
     mixer: Literal["attention", "retention", "mamba"] = "attention"
     """Token mixer of every block: De-focus ViT (eq. 8), De-focus RetNet (eq. 4) or De-focus Mamba (eq. 9)."""
@@ -313,6 +276,11 @@ class DefocusVisionConfig(DefocusConfigReader, BackboneConfigMixin, PreTrainedCo
         """Tokens of one image, as the encoder returns them and the processor reserves them in the text."""
         return self.num_patches + self.num_registers + int(self.class_token)
 
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How tensor parallelism splits the linear layers, see `parallel_defocus`."""
+        return encoder_plan(self.mixer)
+
     def for_image_size(self, image_size: int) -> "DefocusVisionConfig":
         """The same encoder for another resolution, by the rule that the released configurations follow.
 
@@ -351,8 +319,8 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     }
     # What Trainer does not collect over an evaluation.
     keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]  # noqa: RUF012
-    # The plan of plain decoders does not fit a composite model.
-    base_model_fsdp_plan = {}  # noqa: RUF012
+    # Encoder and language model bring plans of their own.
+    base_model_fsdp_plan = {"multi_modal_projector": "free_full_weight"}  # noqa: RUF012
 
     vision_config: dict | PreTrainedConfig | None = None
     """Configuration of the encoder."""
@@ -380,6 +348,11 @@ class DefocusConfig(DefocusConfigReader, PreTrainedConfig):
     def num_image_tokens(self) -> int:
         """Tokens that one image takes in the sequence of the language model."""
         return self.vision_config.num_image_tokens
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How tensor parallelism splits the projector; encoder and language model have plans of their own."""
+        return projector_plan(self.projector_type)
 
 
 # `transformers serve` finds a model that brings its own code by its name in this table.

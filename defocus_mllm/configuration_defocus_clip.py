@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_defocus import DefocusConfigReader, DefocusVisionConfig, refuse_unknown_fields
+from .configuration_defocus import DefocusVisionConfig
+from .fields_defocus import DefocusConfigReader, refuse_unknown_fields
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_defocus_clip.DefocusCLIPConfig",

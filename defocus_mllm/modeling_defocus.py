@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -16,11 +16,15 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
 from .cache_defocus import CACHE_NAME, given_cache
+from .card_defocus import DefocusCardModel
 from .checks_defocus import check_all
 from .configuration_defocus import DefocusConfig
 from .decoder_defocus import finish_logits, scale_embeddings
+from .generation_defocus import DefocusGenerationMixin
 from .modeling_defocus_vision import DefocusVisionModel
 from .stream_defocus import DefocusStream
+
+_ONE_PLACEHOLDER = "use one <image> per image, let DefocusProcessor expand it, and leave out what a cache holds already"
 
 
 @dataclass
@@ -67,7 +71,7 @@ class DefocusMultiModalProjector(nn.Module):
         return projected if self.linear_2 is None else self.linear_2(nn.functional.gelu(projected))
 
 
-class DefocusPreTrainedModel(PreTrainedModel):
+class DefocusPreTrainedModel(DefocusCardModel):
     """Weight initialisation and loading shared by the multimodal models."""
 
     config: DefocusConfig
@@ -173,17 +177,20 @@ class DefocusModel(DefocusPreTrainedModel):
         """Return where image tokens go, (batch, tokens, 1), after checking that there are as many as features.
 
         Raises:
-            ValueError: the number of placeholders differs from the number of image tokens.
+            ValueError: the number of placeholders differs from the number of image tokens, or the width of an image
+                token from that of a word.
         """
         if input_ids is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            image_token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
             placeholders = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         else:
             placeholders = input_ids == self.config.image_token_id
-        expected = image_features.shape[0]
+        expected, width = image_features.shape
+        if width != inputs_embeds.shape[-1]:
+            raise ValueError(f"image tokens have {width} channels, but words have {inputs_embeds.shape[-1]}")
         check_all(
             placeholders.sum() == expected,
-            "use one <image> per image and let DefocusProcessor expand it",
+            _ONE_PLACEHOLDER,
             lambda: f"the text has {placeholders.sum()} image placeholders but the images give {expected} tokens",
         )
         return placeholders.unsqueeze(-1)
@@ -193,16 +200,15 @@ class DefocusModel(DefocusPreTrainedModel):
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         image_features: torch.Tensor | None,
-        starts: bool,
     ) -> torch.Tensor:
-        """Word embeddings with image tokens in place of their placeholders; `starts`: nothing is cached yet."""
+        """Word embeddings with image tokens in place of their placeholders."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if image_features is not None:
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             return inputs_embeds.masked_scatter(placeholders, image_features)
-        if input_ids is not None and starts:
+        if input_ids is not None:
             no_placeholder = (input_ids != self.config.image_token_id).all()
             check_all(no_placeholder, "the text has image placeholders, but no image was given")
         return inputs_embeds
@@ -212,7 +218,9 @@ class DefocusModel(DefocusPreTrainedModel):
     ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
         """What the encoder returned or now returns, and all image tokens one after the other; None without images."""
         if images is not None:
-            return images, torch.cat(images["pooler_output"])
+            if len(images["pooler_output"]) == 0:  # what beams leave where images and text do not match
+                raise ValueError(f"the images are not those that the text has placeholders for; {_ONE_PLACEHOLDER}")
+            return images, torch.cat(list(images["pooler_output"]))
         if pixel_values is None:
             return None, None
         wanted = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
@@ -255,8 +263,7 @@ class DefocusModel(DefocusPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         images, image_features = self._images(pixel_values, (mm_encoder_outputs or {}).get("image"), kwargs)
         cache = given_cache(past_key_values, cache)
-        starts = cache is None or cache.get_seq_length() == 0
-        inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, starts)
+        inputs_embeds = self._embed(input_ids, inputs_embeds, image_features)
         outputs = self.language_model(
             inputs_embeds=scale_embeddings(inputs_embeds, self.config.text_config),
             attention_mask=attention_mask,
@@ -274,12 +281,14 @@ class DefocusModel(DefocusPreTrainedModel):
         )
 
 
-class DefocusForConditionalGeneration(DefocusPreTrainedModel, GenerationMixin):
+class DefocusForConditionalGeneration(DefocusPreTrainedModel, DefocusGenerationMixin):
     """`DefocusModel` with the output layer: answers questions about images."""
 
     def __init__(self, config: DefocusConfig) -> None:
         super().__init__(config)
         self.model = DefocusModel(config)
+        # Drafts cannot be taken back from recurrent states, which Transformers 5.23 knows by this alone.
+        self._is_stateful = self.model.language_model._is_stateful
         sizes = (config.text_config.hidden_size, config.text_config.vocab_size)
         self.lm_head = nn.Linear(*sizes, bias=config.lm_head_bias)
         # Decoders name their input embedding differently, so the tie is found rather than written down.

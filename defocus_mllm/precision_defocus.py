@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+
+from .card_defocus import DefocusCardModel
 
 
-class DefocusFloat32Model(PreTrainedModel):
+class DefocusFloat32Model(DefocusCardModel):
     """A model of which `_keep_in_fp32_modules_strict` holds for `.to(dtype)`, `.bfloat16()` and `.half()` as well.
 
     Transformers heeds it in `from_pretrained` only. A cast to 16 bits leaves the parameters and buffers it names at

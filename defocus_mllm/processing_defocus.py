@@ -8,6 +8,8 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from .chat_defocus import Chat, ChatEncoder
 
 _AUTO_MAP = {"AutoProcessor": "processing_defocus.DefocusProcessor"}
+# What Transformers would take for videos and nothing here reads.
+_VIDEO_OPTIONS = {"fps", "do_sample_frames", "video_metadata", "videos_kwargs"}
 
 # Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data.
 PARTS_MACRO = """\
@@ -53,9 +55,48 @@ _NOT_OF_THE_TEMPLATE = (
     "add_generation_prompt",
     "continue_final_message",
     "load_audio_from_video",
-    "sanitize_control_tokens",
     *_LAYOUT,
 )
+
+
+def sample_frames(video: Any, num_frames: int | None = None) -> list[Any]:
+    """Frames of a video at even distances, the first among them.
+
+    Args:
+        video: a sequence of images (or of their paths or addresses), or an array (frames, height, width, channels) or
+            (frames, channels, height, width).
+        num_frames: how many; all if None.
+
+    Raises:
+        ValueError: `video` is no such thing, or has fewer frames; files are not decoded.
+    """
+    dimensions = getattr(video, "ndim", None)
+    if dimensions is None and (not isinstance(video, Sequence) or isinstance(video, str | bytes)):
+        raise ValueError(
+            f"video: give its frames, as images or an array, not {type(video).__name__}; decode files first"
+        )
+    if dimensions not in (None, 4):
+        raise ValueError(f"video: an array of frames has 4 dimensions, not {dimensions}")
+    count = len(video)
+    wanted = count if num_frames is None else num_frames
+    if not 1 <= wanted <= count:
+        raise ValueError(f"num_frames: {wanted} frames cannot be taken from a video of {count}")
+    return [video[place * count // wanted] for place in range(wanted)]
+
+
+def frames_as_images(conversation: Any, num_frames: int | None = None) -> Any:
+    """A conversation, or a batch of them, whose videos are replaced by `sample_frames` of them, as images in order."""
+    if isinstance(conversation, list | tuple):
+        return [frames_as_images(item, num_frames) for item in conversation]
+    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), list | tuple):
+        return conversation
+    parts: list[Any] = []
+    for part in conversation["content"]:
+        if isinstance(part, dict) and part.get("type") == "video":
+            parts += [{"type": "image", "image": frame} for frame in sample_frames(part.get("video"), num_frames)]
+        else:
+            parts.append(part)
+    return {**conversation, "content": parts}
 
 
 class DefocusProcessor(ProcessorMixin):
@@ -88,24 +129,54 @@ class DefocusProcessor(ProcessorMixin):
         self.auto_map = dict(_AUTO_MAP)
         self._chat_encoders: dict[tuple[str, int], ChatEncoder] = {}
 
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> None:
+        """As in Transformers, and `ValueError` for what it would leave out without a word."""
+        if videos is not None:
+            raise ValueError("videos: give the frames as images, with one <image> each, or use apply_chat_template")
+        if audio is not None:
+            raise ValueError("audio: the model reads images and text alone")
+        super().validate_inputs(images=images, text=text, **kwargs)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return the placeholders that stand for image `image_idx` in the text."""
         return self.image_token * self.num_image_tokens
 
     def apply_chat_template(  # type: ignore[override]  # all others by name
-        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        num_frames: int | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As `ProcessorMixin.apply_chat_template`; with `tokenize=True` the ids are those of `encode_chat`.
+        """As in Transformers; with `tokenize=True` the ids are those of `encode_chat`.
 
         These differ from the tokenizer's for the rendered text only where a message holds what looks like a control
         token, or where a token would reach across the beginning of an answer. `return_assistant_tokens_mask` works
-        with every template: without `{% generation %}` in it, it says what training learns.
+        with every template: without `{% generation %}` in it, it says what training learns. A part
+        {"type": "video", "video": frames} stands for its frames, as images in order.
 
-        Raises ChatError (a ValueError) as `encode_chat` does, and ValueError for truncation of such a conversation.
+        Args:
+            conversation: messages, or a list of conversations.
+            chat_template: another template than the processor's.
+            num_frames: how many frames to take of each video, at even distances; all if None. It may also stand in
+                `processor_kwargs`.
+            processor_kwargs: as in Transformers.
+
+        Raises:
+            ValueError: a video is not given by its frames, or has fewer than `num_frames`; `encode_chat` raises
+                (ChatError); a conversation whose ids are not the tokenizer's is to be truncated.
         """
-        sanitized = {name: value for name, value in kwargs.items() if name != "sanitize_control_tokens"}
+        processor_kwargs = dict(processor_kwargs or {})
+        if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
+            raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
+        conversation = frames_as_images(conversation, processor_kwargs.pop("num_frames", num_frames))
+        kwargs.pop("sanitize_control_tokens", None)  # which is done in any case
+        kwargs["processor_kwargs"] = processor_kwargs
         if not kwargs.get("tokenize"):
-            return super().apply_chat_template(conversation, chat_template, **sanitized)
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
         conversations = conversation if _is_batch(conversation) else [conversation]
         variables = {name: value for name, value in kwargs.items() if name not in _NOT_OF_THE_TEMPLATE}
         prompt, unfinished = kwargs.get("add_generation_prompt", False), kwargs.get("continue_final_message", False)
@@ -116,10 +187,10 @@ class DefocusProcessor(ProcessorMixin):
         encoder = self.chat_encoder(chat_template)
         alike = all(chat.safe and encoder.whole_ids(chat.text) == chat.ids for chat in chats)
         if alike and (encoder.has_marks or not kwargs.get("return_assistant_tokens_mask")):
-            return super().apply_chat_template(conversation, chat_template, **sanitized)
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
         # The pictures and everything else from Transformers, for messages that nothing can be mistaken in.
         safely = [encoder.mark_safely(messages) for messages in conversations]
-        return self._with_ids(safely, chat_template, chats, sanitized)
+        return self._with_ids(safely, chat_template, chats, kwargs)
 
     def encode_chat(
         self,
@@ -147,7 +218,8 @@ class DefocusProcessor(ProcessorMixin):
                 **variables,
             )
 
-        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt)
+        remember = not variables and not continue_final_message
+        return self.chat_encoder(chat_template).encode(messages, render, add_generation_prompt, remember)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The ids of a conversation up to the answer, with a single placeholder for each image.
@@ -216,4 +288,4 @@ def _is_batch(conversation: Any) -> bool:
     return isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
 
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "DefocusProcessor"]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "DefocusProcessor", "frames_as_images", "sample_frames"]

@@ -35,6 +35,11 @@ def fork_decoder_cache(cache: Cache) -> Cache:
     return fork
 
 
+def input_device(model: Any) -> torch.device:
+    """Where `model` takes its inputs; one whose weights are offloaded takes them anywhere and moves them itself."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 def check_continuation(language_model: Any, cache: Cache) -> None:
     """Refuse a decoder that reads a text in pieces differently than as a whole; `cache` is empty and stays so.
 
@@ -46,8 +51,8 @@ def check_continuation(language_model: Any, cache: Cache) -> None:
     """
     if all(type(layer) in _SHAREABLE_LAYERS for layer in cache.layers):
         return
-    weight = language_model.get_input_embeddings().weight
-    tokens = weight[torch.arange(8, device=weight.device) % len(weight)][None]
+    ids = torch.arange(8, device=input_device(language_model)) % language_model.config.vocab_size
+    tokens = language_model.get_input_embeddings()(ids[None])
 
     def read(piece: torch.Tensor, cache: Cache) -> torch.Tensor:
         output = language_model(inputs_embeds=piece, use_cache=True, **{CACHE_NAME: cache})
@@ -57,10 +62,10 @@ def check_continuation(language_model: Any, cache: Cache) -> None:
     continued = fork_decoder_cache(cache)
     read(tokens[:, :4], continued)
     error = (read(tokens[:, 4:], continued) - whole).norm() / whole.norm()
-    if not error < (1e-3 if weight.dtype in (torch.float32, torch.float64) else 0.1):  # 16 bits round this much
+    if not error < (1e-3 if tokens.dtype in (torch.float32, torch.float64) else 0.1):  # 16 bits round this much
         raise ValueError(
             f"language model {language_model.config.model_type!r}: with a cache it does not read several tokens as it "
-            f"reads them whole (relative error {error:.1g}), so a stream would be wrong; use generate"
+            f"reads them whole (relative error {error:.1g}); give it the whole prompt at once, without a cache"
         )
 
 
@@ -106,7 +111,7 @@ class DefocusStream:
     @property
     def input_ids(self) -> torch.Tensor:
         """What the language model has read, (1, tokens), with a placeholder for every image token."""
-        return torch.tensor([self._ids], dtype=torch.long, device=self.model.device)
+        return torch.tensor([self._ids], dtype=torch.long, device=input_device(self.model))
 
     @property
     def num_tokens(self) -> int:
@@ -147,10 +152,12 @@ class DefocusStream:
         if not self.missing_rows:
             after._begin_image()
         base = self.model.model
-        encoded = base.vision_tower(pixels.to(base.vision_tower.device), past_key_values=after.vision_cache)
+        encoded = base.vision_tower(pixels.to(input_device(base.vision_tower)), past_key_values=after.vision_cache)
         tokens = base.multi_modal_projector(encoded.last_hidden_state)
-        embedding = self.model.get_input_embeddings().weight
-        after._read([self.model.config.image_token_id] * tokens.shape[1], tokens.to(embedding.device, embedding.dtype))
+        # One word is asked for its device and format: the weights may lie elsewhere until the module is called.
+        image_token = self.model.config.image_token_id
+        word = base.get_input_embeddings()(torch.tensor([[image_token]], device=input_device(self.model)))
+        after._read([image_token] * tokens.shape[1], tokens.to(word.device, word.dtype))
         self.__dict__.update(after.__dict__)
 
     @torch.inference_mode()
@@ -198,8 +205,8 @@ class DefocusStream:
         self._check_length(len(ids))
         cache = fork_decoder_cache(self._decoder_cache)
         if (width := self._num_sequences(kwargs)) > 1:
-            cache.reorder_cache(torch.zeros(width, dtype=torch.long, device=self.model.device))  # type: ignore[arg-type]
-        prompt = torch.tensor([ids], device=self.model.device)
+            cache.reorder_cache(torch.zeros(width, dtype=torch.long, device=input_device(self.model)))  # type: ignore[arg-type]
+        prompt = torch.tensor([ids], device=input_device(self.model))
         output = self.model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), **{CACHE_NAME: cache}, **kwargs
         )
@@ -227,7 +234,7 @@ class DefocusStream:
         self._check_length(len(self._ids) + len(ids))
         inputs = {"inputs_embeds": tokens}
         if tokens is None:
-            inputs = {"input_ids": torch.tensor([ids], device=self.model.device)}
+            inputs = {"input_ids": torch.tensor([ids], device=input_device(self.model))}
         self.model.model(**inputs, cache=self._decoder_cache, use_cache=True)
         self._ids += ids
 

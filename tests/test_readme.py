@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from defocus_mllm import DefocusForImageClassification, DefocusVisionConfig
+from defocus_mllm.cache_defocus import CACHE_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,6 +115,25 @@ def test_the_examples_of_the_streaming_guide_do_what_they_say(
     sizes, bounds = capsys.readouterr().out.splitlines()
     assert f"# {sizes}, and no more for later frames" in bounded
     assert [float(bound) for bound in re.findall(r"[\d.e+-]+\d", bounds)][-1] == 0
+
+
+def test_the_examples_of_the_generation_guide_answer_every_row_and_turn(
+    model, processor, image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "data" / "easy_vqa" / "images" / "train"
+    pictures.mkdir(parents=True)
+    image.save(pictures / "0.png")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "outputs" / "quickstart" / "stage2")
+    monkeypatch.chdir(tmp_path)
+    chats, turns = python_blocks("docs/generation.md")
+    names = run(chats, "docs/generation.md")
+    assert len(names["answers"]) == 3
+    assert len(names["inputs"]["pixel_values"]) == 2 + 4
+    if CACHE_NAME == "past_key_values":
+        turns = turns.replace("cache=first_turn.cache", "past_key_values=first_turn.past_key_values")
+    exec(compile(turns, "docs/generation.md", "exec"), names)
+    assert names["second_turn"].shape[1] > names["ids"].shape[1]
 
 
 def test_every_example_of_the_plug_in_guide_answers() -> None:

@@ -105,7 +105,7 @@ def _check_marks(processor: Any, messages: list[Message], chat: Chat) -> None:
         message | {"content": [picture if part["type"] == "image" else part for part in message_parts(message)]}
         for message in messages
     ]
-    marked = ProcessorMixin.apply_chat_template(
+    marked: Any = ProcessorMixin.apply_chat_template(
         processor, shown, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     said = [bool(flag) for flag in marked["assistant_masks"][0]]

@@ -3,6 +3,7 @@
 output_dir/checkpoints/step-000123/
     config.json, model.safetensors, tokenizer.json, ...   what `save_pretrained` writes: loads with `from_pretrained`
     training_state.pt                                      optimizer, EMA, random state, position
+    README.md                                              its model card, with the record of the run so far
     manifest.json                                          size and SHA-256 of every file above
 """
 
@@ -21,6 +22,7 @@ import numpy
 import torch
 from torch import nn
 
+from defocus_mllm.card_defocus import CARD, model_card
 from defocus_mllm.files import (
     PARTIAL_PREFIX,
     explain_write_error,
@@ -28,8 +30,9 @@ from defocus_mllm.files import (
     synchronise_directory,
     synchronise_tree,
     write_json_atomically,
+    write_text_atomically,
 )
-from defocus_mllm.loading import MODEL_FILES, CheckpointError, load_strictly
+from defocus_mllm.loading import MODEL_FILES, CheckpointError, holds_adapter, load_strictly
 from training.lora import is_adapted, load_adapted, load_adapter_weights
 from training.sharding import original_class, shard_like
 
@@ -51,7 +54,11 @@ def step_directory(checkpoints: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    directory: str | Path, savables: Sequence[Savable], state: Mapping[str, Any], save_total_limit: int = 0
+    directory: str | Path,
+    savables: Sequence[Savable],
+    state: Mapping[str, Any],
+    save_total_limit: int = 0,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one checkpoint to `directory` (named `step-<number>`) in one step, then delete the oldest beyond the limit.
 
@@ -59,6 +66,7 @@ def save_checkpoint(
         savables: model first, then processor or tokenizer; each is written by its own `save_pretrained`.
         state: what `torch.load(..., weights_only=True)` reads back: tensors, numbers, strings, lists, dictionaries.
         save_total_limit: how many checkpoints to keep beside each other; 0 keeps all.
+        run: record of the run, for the model card; None: the card says that none is known.
 
     Raises `DiskFullError` when the disk is full. Whatever happens before the final rename leaves older checkpoints
     untouched, and a checkpoint is only deleted after its successor is on disk.
@@ -71,6 +79,8 @@ def save_checkpoint(
         partial.mkdir()
         for savable in savables:
             savable.save_pretrained(partial)
+        if run is not None:
+            write_card(partial, run)
         torch.save(dict(state), partial / TRAINING_STATE)
         write_json_atomically(partial / MANIFEST, _describe_files(partial))
         synchronise_tree(partial)
@@ -110,6 +120,16 @@ def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
         raise explain_write_error(error, directory) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_card(directory: str | Path, run: Mapping[str, Any]) -> None:
+    """Write the model card of the checkpoint in `directory`, which the run of the record `run` made.
+
+    An adapter gets none: the card describes a whole model, such as `defocus-mllm merge` makes of it.
+    """
+    if holds_adapter(directory):
+        return
+    write_text_atomically(Path(directory) / CARD, model_card(directory, run))
 
 
 def verify_checkpoint(directory: str | Path) -> None:

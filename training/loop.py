@@ -34,7 +34,7 @@ from training.checkpointing import (
 from training.engine import NonFiniteLossError, make_engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
-from training.run_record import MetricsFile
+from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
@@ -330,7 +330,10 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.metrics.synchronise()
             directory = step_directory(self.output_dir / "checkpoints", self.step)
-            save_checkpoint(directory, savables, state, self.arguments.save_total_limit)
+            run = read_run(self.output_dir)
+            if run is not None:
+                run |= {"step": self.step, "train_seconds": round(self.train_seconds, 3)}
+            save_checkpoint(directory, savables, state, self.arguments.save_total_limit, run)
         self.accelerator.wait_for_everyone()
         self._saved_step = self.step
 

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from defocus_mllm.files import PARTIAL_PREFIX
 from defocus_mllm.loading import holds_model
 from training.arguments import CommonArguments
-from training.checkpointing import find_newest_valid, save_final
+from training.checkpointing import find_newest_valid, save_final, write_card
 from training.data_arguments import data_locations
 from training.files import check_writable, remove_partial_work
 from training.freezing import FreezePlan, apply_freezing
@@ -195,7 +195,11 @@ def _train(
         savables = loop.savables()
         if accelerator.is_main_process:
             save_final(output_dir, savables)
-            record.update(saved_weights="average" if averaged else "last", **_last_validation(loop), **conclusion)
+            done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+            record.update(
+                saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
+            )
+            write_card(output_dir, record.content)
         accelerator.wait_for_everyone()
     for name, value in conclusion.items():
         accelerator.print(f"{stage.name}: {name}: {value}")

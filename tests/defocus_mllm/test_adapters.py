@@ -12,13 +12,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from defocus_mllm import DefocusConfig, DefocusForConditionalGeneration, DefocusVisionConfig
 from defocus_mllm.adapters import NOT_QUANTISED, add_lora, load_adapter, lora_config, save_adapter
 from defocus_mllm.loading import CheckpointError, load_strictly
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from decoders import DECODERS, save_decoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -277,3 +281,23 @@ def test_adapter_and_merged_model_load_without_the_package(base, processor, inpu
     assert finished.returncode == 0, finished.stderr[-2000:]
     for remote in torch.load(tmp_path / "logits.pt"):
         torch.testing.assert_close(remote, after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_adapted_layer_of_every_decoder_learns(kind, model, processor, inputs, tmp_path) -> None:
+    folder = save_decoder(tmp_path / kind, kind, vocab_size=model.config.text_config.vocab_size)
+    config = DefocusConfig(
+        vision_config=model.config.vision_config,
+        text_config=AutoConfig.from_pretrained(folder),
+        image_token_id=model.config.image_token_id,
+    )
+    whole = DefocusForConditionalGeneration(config)
+    adapted = add_lora(whole, processor)
+    adapted(**inputs).loss.backward()
+    second = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
+    assert [name for name, weight in second.items() if weight.grad is None or not weight.grad.any()] == []
+    linear = [name for name, module in whole.model.language_model.named_modules() if type(module) is torch.nn.Linear]
+    adapted_layers = {name.partition("language_model.")[2].partition(".lora_B")[0] for name in second}
+    left_out = {name.removesuffix(".base_layer") for name in linear if "lora_" not in name} - adapted_layers
+    # The kernels of the hybrid read this layer's weight, to which the adapter adds nothing.
+    assert {name.rpartition(".")[2] for name in left_out} == ({"out_proj"} if kind == "falcon_h1" else set())

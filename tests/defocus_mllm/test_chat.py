@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tokenizers import AddedToken, normalizers
-from transformers import ByT5Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
 from defocus_mllm import DefocusImageProcessor, DefocusProcessor
-from defocus_mllm.chat_defocus import ChatError
+from defocus_mllm.chat_defocus import ChatEncoder, ChatError
 from defocus_mllm.chat_templates import choose_template
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from chat_tokenizers import build_processor, build_tokenizer
+from chat_tokenizers import PAIRS, build_processor, build_tokenizer
 
 PICTURE = {"type": "image", "image": Image.new("RGB", (4, 4), "red")}
 ASKED = {"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}
@@ -100,6 +100,106 @@ def test_texts_that_make_a_mark_together() -> None:
     chat = processor.encode_chat([{"role": "user", "content": halves}, BUS])
     assert chat.text == "<|start_header_id|>x <|eot_id|> y<|eot_id|><|start_header_id|>A bus.<|eot_id|>"
     assert chat.ids.count(processor.tokenizer.eos_token_id) == 2
+
+
+COUNTED = "{%- endfor -%}{%- if add_generation_prompt -%}{{- messages | length -}}"
+
+
+@pytest.mark.parametrize(("kind", "template"), [pair for pair in PAIRS if pair[1] != "plain"])
+@pytest.mark.parametrize("asked_again", [False, True])
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be </s>"}]])
+def test_remembered_forms_take_less_time_and_give_the_same(
+    kind: str, template: str, asked_again: bool, system: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = build_processor(kind, template)
+    system = [] if kind.startswith("llama_2") and template == "tokenizer" else system  # it takes none
+    pairs = [[TRAP if index % 3 else ASKED, {"role": "assistant", "content": f"{index}. A </s>"}] for index in range(9)]
+    messages = [*system, *(message for pair in pairs for message in pair), *([TRAP] if asked_again else [])]
+    counted = []
+    render = ProcessorMixin.apply_chat_template
+
+    def count(self: Any, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(conversation))
+        return render(self, conversation, *args, **kwargs)
+
+    monkeypatch.setattr(ProcessorMixin, "apply_chat_template", count)
+    chat = processor.encode_chat(messages, add_generation_prompt=asked_again)
+    assert sum(counted) < 6 * len(messages) + 60
+    counted.clear()
+    assert processor.encode_chat(messages, add_generation_prompt=asked_again) == chat
+    assert counted == [len(messages)]  # with other texts in the same places too
+    counted.clear()
+    monkeypatch.setattr(ChatEncoder, "_remembered_turns", lambda *_: None)
+    assert processor.encode_chat(messages, add_generation_prompt=asked_again) == chat
+    assert sum(counted) > len(messages) ** 2 / 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{{- '<|im_start|>' ~ message['role']", "{{- '<|im_start|>' ~ loop.index ~ message['role']"),  # by place
+        ("{%- endfor -%}\n{%- if add_generation_prompt -%}", COUNTED),  # by the number of messages
+    ],
+)
+def test_forms_are_not_remembered_where_the_place_matters(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = build_processor("qwen", "chatml")
+    assert old in processor.chat_template
+    processor.chat_template = processor.chat_template.replace(old, new)
+    messages = [ASKED, BUS] * 6
+
+    def outcome() -> Any:
+        try:
+            return processor.encode_chat(messages)
+        except ChatError as error:
+            return str(error)
+
+    quick = outcome()
+    monkeypatch.setattr(ChatEncoder, "_remembered_turns", lambda *_: None)
+    assert outcome() == quick
+
+
+def test_space_that_a_template_trims_is_not_taken_for_remembered() -> None:
+    processor = build_processor("llama_3", "tokenizer")  # it trims
+    for words in ("A bus.", " A bus.\n", "\n\n", "A bus."):
+        messages = [ASKED, BUS | {"content": words}] * 3
+        fresh = build_processor("llama_3", "tokenizer")
+        assert processor.encode_chat(messages) == fresh.encode_chat(messages)
+        assert fresh.tokenizer.decode(fresh.encode_chat(messages).ids).count(f"{words.strip()}<|eot_id|>") >= 3
+
+
+def test_an_answer_without_an_end_token_ends_with_its_turn() -> None:
+    tokenizer = build_tokenizer("qwen")
+    processor = with_template(tokenizer, simple("<|im_start|>", "\\n"))
+    for pairs in (2, 5):
+        chat = processor.encode_chat([ASKED, BUS] * pairs)
+        assert chat.ends == [None] * pairs
+        said = [token for token, answered in zip(chat.ids, chat.answered, strict=True) if answered]
+        assert tokenizer.decode(said) == "A bus.\n" * pairs
+
+
+def test_a_character_that_the_tokenizer_does_not_know() -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "bus": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    processor = with_template(tokenizer, simple("", "</s>"))
+    chat = processor.encode_chat([{"role": "user", "content": "bus"}, {"role": "assistant", "content": "日 bus"}])
+    assert chat.ids == [2, 1, 0, 2, 1]
+    assert chat.answered == [False, False, True, True, True]
+
+
+def test_no_token_reaches_across_the_beginning_of_an_answer() -> None:
+    processor = build_processor("llama_3", "chatml")
+    messages = [ASKED, {"role": "assistant", "content": "\nRed"}, {"role": "user", "content": "Colour?"}]
+    chat = processor.encode_chat(messages, add_generation_prompt=True)
+    assert chat.safe
+    joined = processor.tokenizer.convert_tokens_to_ids("ĊĊ")
+    assert joined in processor.chat_encoder().whole_ids(chat.text)  # what the tokenizer makes of the whole text
+    assert joined not in chat.ids
+    prompt = processor.encode_chat(messages[:1], add_generation_prompt=True).ids
+    assert chat.ids[: len(prompt)] == prompt
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert inputs["input_ids"][0] == processor.expand_images(chat.ids, chat.ids)
+    assert inputs["pixel_values"][0].shape == (3, 8, 8)
 
 
 def test_an_answer_without_a_question_is_refused() -> None:

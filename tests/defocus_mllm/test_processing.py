@@ -132,3 +132,54 @@ def test_pixels_equal_pillows_bicubic_resize():
     pixels = DefocusImageProcessor(size={"height": 16, "width": 16})(image, return_tensors="np")["pixel_values"][0]
     expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), dtype=np.float32).transpose(2, 0, 1)
     np.testing.assert_allclose(pixels, expected / 127.5 - 1, atol=1e-5)
+
+
+def frames_of(kind):
+    pictures = [Image.new("RGB", (16, 16), (40 * number, 0, 0)) for number in range(5)]
+    if kind == "pictures":
+        return pictures
+    array = np.stack([np.asarray(picture) for picture in pictures])
+    return array if kind == "array" else torch.from_numpy(array)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "array", "tensor"])
+@pytest.mark.parametrize(
+    ("num_frames", "taken"), [(None, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (2, [0, 2]), (1, [0])]
+)
+def test_a_video_is_its_frames_at_even_distances(processor, kind, num_frames, taken):
+    def messages(*parts):
+        return [{"role": "user", "content": [{"type": "text", "text": "is it"}, *parts]}]
+
+    video = messages({"type": "video", "video": frames_of(kind)}, {"type": "text", "text": "red?"})
+    pictures = [{"type": "image", "image": frames_of("pictures")[place]} for place in taken]
+    expected = processor.apply_chat_template(messages(*pictures, {"type": "text", "text": "red?"}), **ENCODE)
+    by_name = processor.apply_chat_template(video, num_frames=num_frames, **ENCODE)
+    in_a_batch = processor.apply_chat_template([video], processor_kwargs={"num_frames": num_frames}, **ENCODE)
+    for encoded in (by_name, in_a_batch):
+        assert torch.equal(encoded["input_ids"], expected["input_ids"])
+        assert torch.equal(encoded["pixel_values"], expected["pixel_values"])
+    assert video[0]["content"][1]["type"] == "video"
+
+
+@pytest.mark.parametrize(
+    ("video", "options", "message"),
+    [
+        ("film.mp4", {}, "video: give its frames, as images or an array, not str; decode files first"),
+        (None, {}, "not NoneType"),
+        ([], {}, "num_frames: 0 frames cannot be taken from a video of 0"),
+        (np.zeros((16, 16, 3)), {}, "video: an array of frames has 4 dimensions, not 3"),
+        (frames_of("array"), {"num_frames": 6}, "num_frames: 6 frames cannot be taken from a video of 5"),
+        (frames_of("array"), {"processor_kwargs": {"fps": 2}}, "fps: a video is a list of frames here"),
+        (frames_of("array"), {"fps": 2}, "fps: a video is a list of frames here"),
+    ],
+)
+def test_what_is_no_video_is_an_error(processor, video, options, message):
+    messages = [{"role": "user", "content": [{"type": "video", "video": video}]}]
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages, **ENCODE, **options)
+
+
+@pytest.mark.parametrize("modality", ["videos", "audio"])
+def test_nothing_that_is_given_is_left_out_in_silence(processor, modality):
+    with pytest.raises(ValueError, match=f"^{modality}: "):
+        processor(text="it?", return_tensors="pt", **{modality: [np.zeros((2, 16, 16, 3))]})

@@ -373,3 +373,17 @@ def test_plain_text_is_checked(model, processor):
     stream = model.open_stream(processor)
     stream.push(torch.zeros(3, 32, 32))
     refuse("changes what has been read", stream.ask, "what?")
+
+
+def test_a_model_that_lies_on_disk_streams_the_same(pixels, tmp_path):
+    model = MODELS["retention"]
+    model.save_pretrained(tmp_path / "checkpoint")
+    offloaded = DefocusForConditionalGeneration.from_pretrained(
+        tmp_path / "checkpoint", device_map={"model": "disk", "lm_head": "cpu"}, offload_folder=tmp_path / "offload"
+    ).eval()
+    assert offloaded.get_input_embeddings().weight.is_meta
+    stream = offloaded.open_stream()
+    stream.push_text(BEFORE)
+    for rows in pixels[0].split(8, dim=1):
+        stream.push(rows)
+    assert_answers(stream, QUESTION, batch(model, image(BEFORE) + QUESTION, pixels[:1]))

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from transformers.processing_utils import ProcessorMixin
 
 from defocus_mllm.chat_templates import choose_template, end_ids, name_of
 from training.conversations import Conversation
-from training.encoding import IGNORED, ConversationEncoder
+from training.encoding import IGNORED, ConversationEncoder, SupervisionError
 from training.supervision import ConversationCollator
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -89,6 +90,26 @@ def test_a_system_message_takes_the_place_of_the_usual_one() -> None:
     assert vicuna.apply_chat_template(messages) == "Be brief. USER: Colour? ASSISTANT: Red.</s>"
     assert llama_2.apply_chat_template(messages) == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nColour? [/INST] Red. </s>"
     assert build_processor("qwen", "chatml").apply_chat_template(messages).startswith("<|im_start|>system\nBe brief.<")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (DIALOGUE[2:], "needs an image"),
+        (DIALOGUE, "not a conversation"),
+        ([BRIEF, *DIALOGUE[:2]], "not a conversation"),
+    ],
+)
+def test_plain_takes_an_image_and_its_caption_alone(messages: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(SupervisionError, match=rf"^data\.json\[3\]: the template plain .*{message}"):
+        ConversationEncoder(build_processor("llama_2", "plain")).encode(messages, "data.json[3]")
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
+@pytest.mark.parametrize("wrong", [DIALOGUE[1:3], [*DIALOGUE[:1], *DIALOGUE[:2]], [*DIALOGUE[:2], BRIEF]])
+def test_roles_must_take_turns_in_llavas_templates(template: str, wrong: list[dict[str, Any]]) -> None:
+    with pytest.raises(TemplateError, match="must take turns"):
+        build_processor("llama_2", template).apply_chat_template(wrong)
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])

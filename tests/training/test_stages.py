@@ -49,6 +49,11 @@ def test_each_stage_leaves_model_record_and_metrics(finished: tuple[Path, Path, 
     assert record["step"] == record["total_steps"] == 4
     assert record["train_seconds"] > 0
     assert record["parameters"] >= record["trainable_parameters"] > 0
+    card = (folder / "README.md").read_text()
+    assert f"| Stage | {stage} |" in card
+    assert "| Steps | 4 of 4 |" in card
+    assert all(digest in card for digest in record["inputs"].values())
+    assert str(folder) not in card
     assert record["arguments"]["learning_rate"] == 1e-2
     assert all(len(value) == 64 for value in record["inputs"].values())
     assert [line["step"] for line in MetricsFile(folder).read()] == [1, 2, 3, 4]
