@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,6 @@ class DeepSpeedEngine(Engine):
     def _set_steps(self, steps: float) -> None:
         for state in self._states():
             state["step"].fill_(steps)
-
-    def copy_parameters(self) -> Sequence[torch.Tensor]:  # type: ignore[override]
-        """Not here; see the class."""
-        raise NotImplementedError
 
 
 def _is_partitioned(tensor: torch.Tensor) -> bool:

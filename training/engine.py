@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Engine:
             model.to(accelerator.device)
         else:
             accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
+            # of image tokens among the outputs, which nobody here changes in place
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         betas = (arguments.adam_beta1, arguments.adam_beta2)
         optimizer = torch.optim.AdamW(groups, arguments.learning_rate, betas, arguments.adam_epsilon, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

@@ -191,7 +191,7 @@ def answer_loss(model: DefocusForConditionalGeneration) -> Callable[[nn.Module, 
     Otherwise a run that trains only the image side could not step, and processes whose batch has images would wait for
     those whose batch has none.
     """
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     no_images = (0, vision.num_channels, vision.image_size, vision.image_size)
 
     def compute_loss(forward: nn.Module, batch: Batch, items: int) -> torch.Tensor:

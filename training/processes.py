@@ -13,6 +13,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 
 from training.arguments import CommonArguments
 
@@ -38,6 +39,9 @@ def make_accelerator(arguments: CommonArguments) -> Accelerator:
             "them with `accelerate launch --config_file training/accelerate_configs/...` or torchrun "
             "(`accelerate launch --cpu --num_processes 2` alone starts one)"
         )
+    if deepspeed:
+        # Transformers would load models in partitions, which cannot be put together; `DeepSpeedEngine` makes them
+        unset_hf_deepspeed_config()
     if _asked_for("ACCELERATE_USE_FSDP"):
         _use_fsdp2(accelerator.state)
     return accelerator

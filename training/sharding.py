@@ -32,7 +32,7 @@ def gather(value: Any, keep: bool) -> Any:
 def _gather(value: Any, keep: bool, done: dict[int, Any]) -> Any:
     if isinstance(value, DTensor):
         if id(value) not in done:
-            full = value.detach().full_tensor()
+            full = value.full_tensor().detach()
             done[id(value)] = full.cpu() if keep else None
         return done[id(value)]
     if isinstance(value, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,7 +20,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), 
 SIDE = 16
 """Height and width of the pictures in pixels."""
 VOCABULARY = 290
-_LAYERS = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_LAYERS: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def write_toy(folder: Path, seed: int) -> list[str]:
@@ -29,7 +30,7 @@ def write_toy(folder: Path, seed: int) -> list[str]:
     """
     images = folder / "images"
     images.mkdir(parents=True)
-    records = []
+    records: list[dict[str, Any]] = []
     for number in range(16):
         colour = list(COLOURS)[number % len(COLOURS)]
         Image.new("RGB", (SIDE, SIDE), COLOURS[colour]).save(images / f"{number}.png")
