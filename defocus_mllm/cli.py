@@ -4,8 +4,8 @@
     defocus-mllm chat outputs/quickstart/stage2 --image photo.png --prompt "what color is the shape?"
     defocus-mllm convert --checkpoint defocus_mamba_base_cls.pth --output models/defocus_mamba_base
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
-    defocus-mllm card models/mine --license mit
     defocus-mllm merge outputs/llava15/stage2_lora --output models/merged
+    defocus-mllm card models/mine --license mit
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -236,12 +236,12 @@ def build_parser() -> argparse.ArgumentParser:
     new = commands.add_parser("new", help="put an encoder and a language model together", allow_abbrev=False)
     add_new_arguments(new)
     new.set_defaults(run=run_new)
-    card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
-    add_card_arguments(card)
-    card.set_defaults(run=run_card)
     merge = commands.add_parser("merge", help="make a model of a LoRA adapter and its base", allow_abbrev=False)
     add_merge_arguments(merge)
     merge.set_defaults(run=run_merge)
+    card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
+    add_card_arguments(card)
+    card.set_defaults(run=run_card)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

@@ -29,16 +29,17 @@ FORBIDDEN_IMPORTS = {
 }
 STAYS_AT_HOME = {"__init__", "cli", "console", "convert", "convert_cli", "files", "images", "inspect", "loading"}
 STAYS_AT_HOME |= {
+    "adapter_base",
     "adapters",
     "assemble",
     "assemble_checks",
     "assemble_cli",
     "card_cli",
+    "merge_cli",
     "provenance",
     "released",
     "released_layout",
 }
-STAYS_AT_HOME |= {"adapter_base", "merge_cli"}
 MAY_TRAVEL_WITH = {"torch", "transformers", "huggingface_hub"}
 # What a file imports only if it is there: in a `try`, where Transformers does not ask for it when it loads remote code.
 OPTIONAL_FOR = {"triton_scan_defocus": {"triton"}}

@@ -32,7 +32,7 @@ from defocus_mllm.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from defocus_mllm.loading import MODEL_FILES, CheckpointError, load_strictly
+from defocus_mllm.loading import MODEL_FILES, CheckpointError, holds_adapter, load_strictly
 from training.lora import is_adapted, load_adapted, load_adapter_weights
 from training.sharding import original_class, shard_like
 
@@ -123,7 +123,12 @@ def save_final(directory: str | Path, savables: Sequence[Savable]) -> None:
 
 
 def write_card(directory: str | Path, run: Mapping[str, Any]) -> None:
-    """Write the model card of the checkpoint in `directory`, which the run of the record `run` made."""
+    """Write the model card of the checkpoint in `directory`, which the run of the record `run` made.
+
+    An adapter gets none: the card describes a whole model, such as `defocus-mllm merge` makes of it.
+    """
+    if holds_adapter(directory):
+        return
     write_text_atomically(Path(directory) / CARD, model_card(directory, run))
 
 

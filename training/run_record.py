@@ -32,9 +32,9 @@ class RunRecord:
     """`run.json` of one run directory. Only the main process may write it.
 
     Fields: `status` ("running", "complete", "interrupted", "failed"), `stopped_by` (a signal's name), `error`,
-    `arguments`, `inputs` (path and fingerprint of all read), `versions`, `commit`, `hardware`, `world_size`,
-    `train_seconds` (in the loop, over all runs), `wall_seconds` (of the last process), `started`, `finished`, and
-    what the stage adds (`freeze`, `total_steps`, ...).
+    `arguments`, `inputs` (path and fingerprint of all that was read), `versions`, `commit`, `hardware`, `world_size`,
+    `train_seconds` (in the loop, over all resumptions), `wall_seconds` (of the last process), `started`, `finished`,
+    and what the stage adds (`freeze`, `total_steps`, ...).
     """
 
     def __init__(self, output_dir: str | Path, content: dict[str, Any]) -> None:
