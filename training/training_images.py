@@ -44,6 +44,7 @@ class TrainingImages:
     lines: list[str]
     """For the log: what was found, what was left out, and one sample."""
     facts: dict[str, Any]
+    begin: Callable[[], None] | None = None
     conclude: Callable[[], dict[str, Any]] | None = None
 
 
@@ -89,6 +90,7 @@ def streamed_images(arguments: Stage0VisionArguments, image_processor: Any) -> T
         count_items=count_items,
         lines=[f"{stream.where}: a stream of {stream.rows.num_shards} shards", first_sample(stream, batches)],
         facts={},
+        begin=reader.skipped.clear,  # what the preflight saw comes again
         conclude=lambda: {"skipped": dict(sum(gather_object([+reader.skipped]), Counter()))},
     )
 

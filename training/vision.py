@@ -59,6 +59,7 @@ def build_vision(arguments: Stage0VisionArguments) -> Stage:
         facts=facts,
         validate=validate,
         validation_steps=arguments.validation_steps,
+        begin=images.begin,
         conclude=images.conclude,
     )
 
