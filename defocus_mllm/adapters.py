@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from .assemble import CHAT_TOKENS
+from .chat_templates import CHAT_TOKENS
 from .files import written_whole
 from .loading import CheckpointError, load_strictly
 from .modeling_defocus import DefocusForConditionalGeneration
