@@ -140,6 +140,8 @@ _BUILT_IN = {
 }
 _TOKENS = {DEFAULT: ("<|user|>", "<|assistant|>", "<|system|>"), "chatml": ("<|im_start|>", "<|im_end|>")}
 NAMES = (*_BUILT_IN, TOKENIZER)
+CHAT_TOKENS = tuple(token for tokens in _TOKENS.values() for token in tokens)
+"""Special tokens that templates may have added to a vocabulary."""
 
 
 @dataclass(frozen=True)

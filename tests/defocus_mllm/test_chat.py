@@ -139,6 +139,7 @@ def test_remembered_forms_take_less_time_and_give_the_same(
     [
         ("{{- '<|im_start|>' ~ message['role']", "{{- '<|im_start|>' ~ loop.index ~ message['role']"),  # by place
         ("{%- endfor -%}\n{%- if add_generation_prompt -%}", COUNTED),  # by the number of messages
+        ("if add_generation_prompt -", "if add_generation_prompt and messages | length < 4 -"),  # in short ones alone
     ],
 )
 def test_forms_are_not_remembered_where_the_place_matters(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
