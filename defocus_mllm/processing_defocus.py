@@ -9,7 +9,7 @@ from .chat_defocus import Chat, ChatEncoder
 
 _AUTO_MAP = {"AutoProcessor": "processing_defocus.DefocusProcessor"}
 # What Transformers would take for videos and nothing here reads.
-_VIDEO_OPTIONS = {"fps", "do_sample_frames", "video_metadata", "videos_kwargs"}
+_VIDEO_OPTIONS = ("fps", "do_sample_frames", "video_metadata", "videos_kwargs")
 
 # Parts of a message are joined by a newline, so [image, text] reads "<image>\nWhat is this?" as in LLaVA's data.
 PARTS_MACRO = """\
@@ -129,15 +129,13 @@ class DefocusProcessor(ProcessorMixin):
         self.auto_map = dict(_AUTO_MAP)
         self._chat_encoders: dict[tuple[str, int], ChatEncoder] = {}
 
-    def validate_inputs(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
-    ) -> None:
-        """As in Transformers, and `ValueError` for what it would leave out without a word."""
-        if videos is not None:
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `ProcessorMixin.__call__`, and `ValueError` for what it would leave out without a word."""
+        if kwargs.pop("videos", None) is not None:
             raise ValueError("videos: give the frames as images, with one <image> each, or use apply_chat_template")
-        if audio is not None:
+        if kwargs.pop("audio", None) is not None:
             raise ValueError("audio: the model reads images and text alone")
-        super().validate_inputs(images=images, text=text, **kwargs)
+        return super().__call__(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return the placeholders that stand for image `image_idx` in the text."""
@@ -170,8 +168,9 @@ class DefocusProcessor(ProcessorMixin):
                 (ChatError); a conversation whose ids are not the tokenizer's is to be truncated.
         """
         processor_kwargs = dict(processor_kwargs or {})
-        if unknown := sorted(_VIDEO_OPTIONS & {*processor_kwargs, *kwargs}):
-            raise ValueError(f"{unknown[0]}: a video is a list of frames here; num_frames says how many are taken")
+        for name in _VIDEO_OPTIONS:
+            if processor_kwargs.pop(name, kwargs.pop(name, None)) is not None:
+                raise ValueError(f"{name}: a video is a list of frames here; num_frames says how many are taken")
         conversation = frames_as_images(conversation, processor_kwargs.pop("num_frames", num_frames))
         kwargs.pop("sanitize_control_tokens", None)  # which is done in any case
         kwargs["processor_kwargs"] = processor_kwargs
