@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class Benchmark:
     metrics: tuple[Metric, ...]
     cluster: str = "image"
     breakdowns: tuple[str, ...] = ()
+    options: Callable[[Sample], Sequence[str]] | None = None
+    """The closed list of answers to a sample, for likelihood scoring beside generation; None where answers are free."""
     baselines: tuple[Baseline, ...] = ()
 
     @property

@@ -45,6 +45,7 @@ def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict
         "n_out": prediction.n_out,
         "secs": prediction.secs,
         "finish": prediction.finish,
+        **({"ll": dict(prediction.ll)} if prediction.ll is not None else {}),
     }
 
 
@@ -58,6 +59,7 @@ def build_results(
     throughput: dict[str, Any] | None,
     limit: int | None = None,
     resumed: int = 0,
+    failures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -94,7 +96,8 @@ def build_results(
         "metrics": {} if partial else metrics,
         **({"partial_metrics": metrics} if partial else {}),
         "breakdown": {name: _breakdown(benchmark, rows, name) for name in benchmark.breakdowns},
-        "health": _health(rows) | {"resumed": resumed},
+        "health": _health(rows) | {"errors": len(failures or {}), "resumed": resumed},
+        **({"errors": dict(failures)} if failures else {}),
         "throughput": throughput,
         "env": describe_environment(),
     }
@@ -142,7 +145,6 @@ def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         "unparsed": sum(row["parsed"] is None for row in rows),
         "truncated": sum(row["finish"] == "length" for row in rows),
         "empty": sum(not row["text"].strip() for row in rows),
-        "errors": 0,  # an error ends the run; finished predictions are kept
     }
 
 

@@ -45,7 +45,8 @@ class Prediction:
     """A model's answer to one sample.
 
     `finish` is "stop" (the model ended its turn) or "length" (cut at the token limit); `n_in` and `n_out` count prompt
-    and answer tokens; `secs` is this sample's share of its batch's wall time. None where a predictions file is silent.
+    and answer tokens; `secs` is this sample's share of its batch's wall time; `ll` maps each option to its
+    log-likelihood, if that was asked for. None where a predictions file is silent.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Prediction:
     n_in: int | None = None
     n_out: int | None = None
     secs: float | None = None
+    ll: Mapping[str, float] | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> Prediction:
@@ -65,5 +67,6 @@ class Prediction:
         return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
-        """The prediction as a JSON object."""
-        return asdict(self)
+        """The prediction as a JSON object; `ll` only where there is one."""
+        row = asdict(self)
+        return row if self.ll is not None else {name: value for name, value in row.items() if name != "ll"}

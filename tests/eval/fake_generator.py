@@ -25,8 +25,8 @@ class FakeGenerator:
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
         return {"max_new_tokens": max_new_tokens}
 
-    def prompt_length(self, prompt: str) -> int:
-        return len(prompt.split())
+    def request_length(self, request: Request) -> int:
+        return len(request.prompt.split())
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         if len(self.batches) == self._dies_at:
