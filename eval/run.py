@@ -17,7 +17,7 @@ from defocus_mllm.console import run_script
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import generate_answers
 
 DEFAULT_BATCH_SIZE = 64
@@ -66,7 +66,8 @@ def evaluate(
             f"{journal}: {answers.other_keys} predictions made with another model, image, setting or version: "
             "kept, not used"
         )
-    rows = score_samples(benchmark, samples, {prediction.id: prediction for prediction in answers.predictions})
+    predictions = {prediction.id: prediction for prediction in answers.predictions}
+    rows = score_samples(benchmark, samples, predictions)
     results = build_results(
         benchmark,
         data,
@@ -84,14 +85,16 @@ def evaluate(
         resumed=answers.resumed,
     )
     write_results(folder, results, rows)
+    write_submission(folder, benchmark, data, predictions)
     return summary(results)
 
 
 def describe_benchmark(benchmark: Benchmark) -> str:
     """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
+    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
     return (
         f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
-        f"headline: {benchmark.primary_metric})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
+        f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
     )
 
 
