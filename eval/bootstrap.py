@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from eval.measures import Statistic, mean
 
 RESAMPLES = 2000
 SEED = 0
 CONFIDENCE_95_Z = 1.959963984540054
 _BLOCK = 250  # resamples drawn at once: bounds memory at 250 x clusters integers
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-
-
-def mean(sums: np.ndarray) -> np.ndarray:
-    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number."""
-    return sums[..., 0] / sums[..., 1]
 
 
 def cluster_sums(components: np.ndarray, clusters: Sequence[str]) -> np.ndarray:

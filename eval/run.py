@@ -24,7 +24,7 @@ from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import Answers, generate_answers
 from eval.workers import Workers
 
@@ -115,7 +115,8 @@ def evaluate(
             f"{folder / 'predictions.jsonl'}: {answers.other_keys} predictions made with another model, image, setting "
             "or version: kept, not used"
         )
-    rows = score_samples(benchmark, samples, {prediction.id: prediction for prediction in answers.predictions})
+    predictions = {prediction.id: prediction for prediction in answers.predictions}
+    rows = score_samples(benchmark, samples, predictions)
     _fail_if_nothing_was_answered(benchmark, answers)
     results = build_results(
         benchmark,
@@ -133,6 +134,7 @@ def evaluate(
     if answers.failures:
         print(summary(results))
         raise SamplesFailedError(_describe_failures(benchmark, answers))
+    write_submission(folder, benchmark, data, predictions)
     return summary(results)
 
 
@@ -165,9 +167,10 @@ def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) 
 
 def describe_benchmark(benchmark: Benchmark) -> str:
     """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
+    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
     return (
         f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
-        f"headline: {benchmark.primary_metric})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
+        f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
     )
 
 

@@ -113,11 +113,7 @@ def _outcomes(
 
 
 def _request(benchmark: Benchmark, root: Path, sample: Sample, likelihood: bool) -> Request:
-    options: tuple[str, ...] = ()
-    if likelihood:
-        if benchmark.options is None:
-            raise ValueError(f"{benchmark.name}: its answers are free text, without options to take the likelihood of")
-        options = tuple(benchmark.options(sample))
+    options = benchmark.options_of(sample) if likelihood else ()
     return Request(sample.id, benchmark.prompt(sample), tuple(root / image for image in sample.images), options)
 
 

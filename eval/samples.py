@@ -16,7 +16,9 @@ class Sample:
 
     `images` are paths relative to the benchmark's data root (none for a text-only question); samples of one `cluster`
     (usually one image) are not independent, which the confidence interval must know; `categories` are the columns
-    by which results are broken down.
+    by which results are broken down. `answers` are all accepted answers where a question has several (`target` is then
+    the most frequent or first one), `choices` the options of a multiple-choice question, without their letters, and
+    `details` whatever else the prompt, the scoring rule or the submission needs (OCR tokens, a hint, official keys).
     """
 
     id: str
@@ -25,19 +27,31 @@ class Sample:
     target: str
     cluster: str
     categories: Mapping[str, str] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """The samples of a benchmark in their official order, and the folder their image paths are relative to."""
+    """The samples of a benchmark in their official order, and the folder their image paths are relative to.
+
+    `same_in_every_layout` leaves image paths out of the fingerprint: the same data are installed in several layouts.
+    """
 
     root: Path
     samples: tuple[Sample, ...]
+    same_in_every_layout: bool = False
 
     def fingerprint(self) -> str:
-        """sha256 over (id, question, target, images), sorted by id: equal wherever the same data are installed."""
-        rows = sorted((sample.id, sample.question, sample.target, sample.images) for sample in self.samples)
-        return sha256_of_json(rows)
+        """sha256 over what the samples ask and accept, sorted by id: equal wherever the same data are installed."""
+        rows = [self._identity(sample) for sample in self.samples]
+        return sha256_of_json(sorted(rows, key=lambda row: str(row[0])))
+
+    def _identity(self, sample: Sample) -> list[Any]:
+        images = () if self.same_in_every_layout else sample.images
+        several = [list(values) for values in (sample.answers, sample.choices) if values]
+        return [sample.id, sample.question, sample.target, images, *several]
 
 
 @dataclass(frozen=True)

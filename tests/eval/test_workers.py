@@ -1,0 +1,100 @@
+"""More processes: the same answers, also after kill -9 and with another number of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval.registry import Benchmark
+from eval.run import evaluate
+from eval.workers import Workers
+from tests.eval.fake_generator import FakeGenerator, SlowGenerator
+
+REPOSITORY = Path(__file__).parents[2]
+QUESTIONS = 40
+
+
+def samples_of(folder: Path) -> list[dict]:
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "secs"} for line in lines]
+
+
+def metrics_of(folder: Path) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    return {name: results[name] for name in ("run_id", "partial", "metrics", "partial_metrics", "breakdown")}
+
+
+def test_workers_share_the_batches_and_change_nothing(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    alone = evaluate(benchmark, FakeGenerator(), tmp_path / "alone", data_root)
+    own = SlowGenerator(0.2)
+    with Workers(functools.partial(SlowGenerator.of_process, 0.0, None), 1) as workers:
+        together = evaluate(benchmark, own, tmp_path / "together", data_root, batch_size=4, workers=workers)
+    assert together == alone
+    assert 0 < len(own.batches) < 15
+    assert samples_of(tmp_path / "together" / "easy_vqa") == samples_of(tmp_path / "alone" / "easy_vqa")
+
+
+def test_an_error_in_a_worker_ends_the_run(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    with (
+        Workers(functools.partial(SlowGenerator.of_process, 0.0, 0), 1) as workers,
+        pytest.raises(RuntimeError, match="killed"),
+    ):
+        evaluate(benchmark, SlowGenerator(0.5), tmp_path, data_root, batch_size=4, workers=workers)
+    assert not (tmp_path / "easy_vqa" / "results.json").exists()
+
+
+def test_two_runs_do_not_write_one_journal(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    class Nested(FakeGenerator):
+        def generate(self, requests, max_new_tokens):
+            with pytest.raises(ValueError, match="another run is writing here"):
+                evaluate(benchmark, FakeGenerator(), tmp_path, data_root)
+            return super().generate(requests, max_new_tokens)
+
+    evaluate(benchmark, Nested(), tmp_path, data_root)
+
+
+def start(model_dir: Path, output: Path, processes: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "eval.run", "--model", model_dir, "--benchmarks", "easy_vqa", "--output", output]
+    options = ["--limit", QUESTIONS, "--batch-size", 2, "--processes", processes, "--device", "cpu"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*map(str, command), *map(str, options)], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+    )
+
+
+def kill_after_first_answers(process: subprocess.Popen, journal: Path) -> int:
+    """Kill -9 as soon as answers are on disk; the number of whole lines then there."""
+    deadline = time.monotonic() + 240
+    while not (journal.is_file() and journal.stat().st_size):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no answer in four minutes"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return journal.read_bytes().count(b"\n")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_kill_9_and_restart_with_another_number_of_processes(
+    model_dir: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    pytest.importorskip("easy_vqa")
+    assert start(model_dir, tmp_path / "straight", 1).wait() == 0
+    journal = tmp_path / "killed" / "easy_vqa" / "predictions.jsonl"
+    answered = kill_after_first_answers(start(model_dir, tmp_path / "killed", before), journal)
+    assert 0 < answered < QUESTIONS
+    assert not (tmp_path / "killed" / "easy_vqa" / "results.json").exists()
+    assert start(model_dir, tmp_path / "killed", after).wait() == 0
+    straight, killed = (tmp_path / name / "easy_vqa" for name in ("straight", "killed"))
+    assert json.loads((killed / "results.json").read_text())["health"]["resumed"] == answered
+    assert samples_of(killed) == samples_of(straight)
+    assert metrics_of(killed) == metrics_of(straight)
