@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -100,7 +101,7 @@ def _breakdown(groups: Mapping[str, Any]) -> str:
 
 
 def _gallery(report: Report) -> str:
-    shown_wrong = sum(sample["score"] < 1 for sample in report.gallery)
+    shown_wrong = sum(sample["score"] != 1 for sample in report.gallery)
     shown_right = len(report.gallery) - shown_wrong
     kinds = sorted({value for sample in report.gallery for value in sample["categories"].values()})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
@@ -110,21 +111,30 @@ def _gallery(report: Report) -> str:
         f"<p>Shown: {shown_wrong} of {report.wrong:,} wrong answers, {shown_right} of {report.right:,} right ones, "
         "drawn at random.</p>"
         "<p class='filter'><label>answer <select id='outcome'><option>all</option><option>wrong</option>"
-        f"<option>right</option></select></label> <label>kind <select id='kind'><option>all</option>{options}</select>"
-        f"</label> <output id='shown'></output></p><div class='gallery'>{cards}</div>"
+        "<option>partly right</option><option>right</option></select></label> "
+        f"<label>kind <select id='kind'><option>all</option>{options}</select></label> "
+        "<label>text <input id='words' type='search' placeholder='question, answer or truth'></label> "
+        f"<output id='shown'></output></p><div class='gallery'>{cards}</div>"
     )
 
 
 def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
-    outcome = "right" if sample["score"] == 1 else "wrong"
-    kind = " ".join(sample["categories"].values())
+    outcome = _outcome(sample["score"])
+    kinds = json.dumps(sorted(sample["categories"].values()))
     pictures = "".join(f"<img alt='{escape(name)}' src='{images[name]}'>" for name in sample["images"])
     answer = escape(sample["text"].strip()) or "<i>nothing</i>"
     return (
-        f"<article class='{outcome}' data-outcome='{outcome}' data-kind='{escape(kind)}'>{pictures}"
-        f"<p>{escape(sample['question'])}</p><p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
-        f"<p class='truth'>truth: {escape(sample['target'])}</p></article>"
+        f"<article class='{'right' if outcome == 'right' else 'wrong'}' data-outcome='{outcome}' "
+        f"data-kinds='{escape(kinds)}'>{pictures}<p>{escape(sample['question'])}</p>"
+        f"<p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
+        f"<p class='truth'>truth: {escape(sample['target'])}</p><p class='truth'>score: {sample['score']:.3g}</p></article>"
     )
+
+
+def _outcome(score: float) -> str:
+    if score == 1:
+        return "right"
+    return "partly right" if score > 0 else "wrong"
 
 
 def _data_uri(root: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What can go wrong with a batch, and samples that fail: everything else is answered, counted, and there is no headline."""
+"""What can go wrong with a batch: too little memory, or a sample that fails while the others are answered."""
 
 from __future__ import annotations
 
