@@ -127,7 +127,8 @@ def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
         f"<article class='{'right' if outcome == 'right' else 'wrong'}' data-outcome='{outcome}' "
         f"data-kinds='{escape(kinds)}'>{pictures}<p>{escape(sample['question'])}</p>"
         f"<p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
-        f"<p class='truth'>truth: {escape(sample['target'])}</p><p class='truth'>score: {sample['score']:.3g}</p></article>"
+        f"<p class='truth'>truth: {escape(str(sample['target']))}</p>"
+        f"<p class='truth'>score: {sample['score']:.3g}</p></article>"
     )
 
 
