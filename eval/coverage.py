@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from defocus_mllm.console import run_script
 from defocus_mllm.files import write_text_atomically
-from eval.bootstrap import estimate
+from eval.bootstrap import RESAMPLES, estimate
 from eval.measures import Statistic, mean
 
 CLUSTERS = 400
@@ -105,14 +105,19 @@ SIMULATIONS = {
 }
 
 
-def coverage(simulation: Simulation, trials: int, resamples: int, seed: int = 0, clustered: bool = True) -> float:
-    """Share of `trials` whose interval holds the truth; not `clustered` takes samples for independent."""
+def coverage(simulation: Simulation, trials: int, resamples: int, seed: int = 0) -> float:
+    """Share of `trials` whose interval holds the truth."""
     generator = np.random.default_rng(seed)
     held = 0
     for trial in tqdm(range(trials), unit="benchmark", leave=False):
         summands, clusters = simulation.draw(generator)
-        names = [str(cluster) for cluster in (clusters if clustered else np.arange(len(summands)))]
-        found = estimate(summands, names, simulation.statistic, resamples=resamples, seed=seed + trial)
+        found = estimate(
+            summands,
+            [str(cluster) for cluster in clusters],
+            simulation.statistic,
+            resamples=resamples,
+            seed=seed + trial,
+        )
         held += found["ci95"][0] <= simulation.truth <= found["ci95"][1]
     return held / trials
 
@@ -123,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m eval.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="benchmarks drawn for each metric")
-    parser.add_argument("--resamples", type=int, default=500, metavar="N", help="of the bootstrap")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N", help="of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write JSON")
     arguments = parser.parse_args(argv)

@@ -47,9 +47,9 @@ def test_a_ratio_is_compared_as_a_ratio() -> None:
         return np.array([[row["hit"], row["said"]] for row in rows], float)
 
     metric = Metric("precision", summands)
-    a = [{"hit": hit, "said": 1} for hit in (1, 0, 1, 0)]
-    b = [{"hit": hit, "said": said} for hit, said in ((1, 1), (0, 0), (1, 1), (0, 1))]
-    assert paired_difference(metric, a, b, ["1", "2", "3", "4"])["value"] == pytest.approx(2 / 3 - 1 / 2)
+    a = [{"hit": hit, "said": 1} for hit in (1, 0, 1, 0)] * 40
+    b = [{"hit": hit, "said": said} for hit, said in ((1, 1), (0, 0), (1, 1), (0, 1))] * 40
+    assert paired_difference(metric, a, b, list(map(str, range(160))))["value"] == pytest.approx(2 / 3 - 1 / 2)
 
 
 @pytest.fixture

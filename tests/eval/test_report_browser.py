@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,9 +19,8 @@ from eval.report import main
 from eval.run import evaluate
 from tests.eval.fake_generator import FakeGenerator
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+BROWSERS = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+BROWSER = next(filter(None, BROWSERS), None)
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium here; on Debian: apt-get install chromium"),
     pytest.mark.timeout(600),
@@ -66,9 +67,6 @@ def in_browser(page: Path, tmp_path: Path) -> dict:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     match = re.search(r'<pre id="report-of-test">([^<]+)</pre>', shown.stdout)
     assert match, f"the page's script did not run to its end: {shown.stderr[-2000:]}"
-    import base64
-    from urllib.parse import unquote
-
     return json.loads(unquote(base64.b64decode(match.group(1)).decode()))
 
 
