@@ -1,7 +1,7 @@
 """Letters of multiple-choice answers, and circular accuracy.
 
-Official scripts: `llava/eval/eval_science_qa.py` (ScienceQA) and `scripts/convert_seed_for_submission.py` (SEED-Bench) of
-https://github.com/haotian-liu/LLaVA; the offline matching of https://github.com/open-compass/VLMEvalKit (MMBench).
+Official scripts: `llava/eval/eval_science_qa.py` (ScienceQA) and `scripts/convert_seed_for_submission.py` (SEED-Bench)
+of https://github.com/haotian-liu/LLaVA; the offline matching of https://github.com/open-compass/VLMEvalKit (MMBench).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse_exact_letter(text: str) -> str | None:
 
 
 def parse_mmbench(text: str, choices: Sequence[str]) -> str | None:
-    """The offline heuristics of MMBench: one option letter among the words, else one option whose text is in the answer.
+    """The offline heuristics of MMBench: one option letter among the words, else one option whose text is in it.
 
     Punctuation around words does not count; an "A" among more than three words is taken for the article. Where the
     official pipeline would ask ChatGPT or guess, None: unparsed, wrong.
@@ -91,6 +91,6 @@ def circular_sums(rows: Sequence[Mapping[str, Any]], group: str = "group", key: 
 
 
 def circular_accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of questions right in every rotation of their options; rows are {"group", "correct"} (MMBench's CircularEval)."""
+    """MMBench's CircularEval: the share of questions right in every rotation; rows are {"group", "correct"}."""
     right, groups = circular_sums(rows).sum(axis=0)
     return float(right / groups)

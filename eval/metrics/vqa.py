@@ -1,7 +1,7 @@
 """VQA soft accuracy: an answer is right in the measure in which ten people gave it.
 
-Official scripts: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA (VQAv2, OK-VQA),
-`llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; the EvalAI processor of facebookresearch/mmf), and the VizWiz API.
+Official scripts: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA (VQAv2 and
+OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; the EvalAI processor of facebookresearch/mmf), and the VizWiz API.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DIGIT_COMMAS_DIGIT = re.compile(r"(?<=\d),+(?=\d)")
 # no digit follows. Its `re.UNICODE` (32) is passed where the largest number of replacements stands.
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
 _WITH_APOSTROPHES = """
@@ -31,13 +31,13 @@ someone'd've someone'll someone's something'd something'd've something'll that's
 they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 
 
 def _contractions() -> dict[str, str]:
     """Each word with one of its apostrophes forgotten -> the word; and the one that the official list has backwards."""
     forgotten = {"somebody'd": "somebodyd"}
-    for word in _WITH_APOSTROPHES:
+    for word in _WITH_APOSTROPHES.split():
         places = [place for place, letter in enumerate(word) if letter == "'"]
         forgotten |= {word[:place] + word[place + 1 :]: word for place in places}
     return forgotten
@@ -92,7 +92,7 @@ def _one_line(text: str) -> str:
 
 
 def _without_punctuation(text: str, comma_in_number: re.Pattern[str]) -> str:
-    """Delete a mark that stands at a space anywhere in the text (or any, if a number has a comma), else make it a space.
+    """Delete a mark that stands at a space somewhere in the text (any, if a number has a comma), else make it a space.
 
     The tests look at the text as it came, while the replacements add up.
     """

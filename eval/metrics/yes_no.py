@@ -1,7 +1,7 @@
 """Answers "yes" and "no": POPE's and MME's readings of them, POPE's scores and MME's points.
 
-Official scripts: `evaluate.py` of https://github.com/AoiDragon/POPE (= `llava/eval/eval_pope.py`), and `calculation.py` of
-MME's eval_tool.zip (https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation).
+Official scripts: `evaluate.py` of https://github.com/AoiDragon/POPE (= `llava/eval/eval_pope.py`), and `calculation.py`
+of MME's eval_tool.zip (https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-PERCEPTION = (
-    *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
-)
+_PERCEPTION_NAMES = "existence count position color posters celebrity scene landmark artwork OCR"
+PERCEPTION = tuple(_PERCEPTION_NAMES.split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
@@ -28,7 +27,7 @@ def parse_pope(text: str) -> str:
 
 
 def parse_mme(text: str) -> str | None:
-    """MME's reading: yes or no within the first four letters, in any letter case ("nothing" is "no"); None if neither."""
+    """MME's reading: yes or no within the first four characters, whatever the case ("nothing" is "no"), or None."""
     start = text.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else None
 
