@@ -24,10 +24,11 @@ from defocus_mllm.console import run_script
 from defocus_mllm.files import write_text_atomically
 from eval.bootstrap import RESAMPLES, estimate
 from eval.measures import Statistic, mean
+from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, pope_f1
 
 CLUSTERS = 400
 _MME_TASKS = ((12, 1), (9, 1), (7, 2), (6, 2), (9, 2), (8, 2), (8, 4), (6, 4), (9, 4), (5, 4))
-"""Difficulty of MME's perception tasks: parameters of the beta distribution of an image's rate of right answers."""
+"""Difficulty of MME's ten categories of perception: parameters of the beta distribution of an image's rate of right answers."""
 _MME_IMAGES_PER_TASK = CLUSTERS // len(_MME_TASKS)
 
 
@@ -51,23 +52,20 @@ def _draw_accuracy(generator: np.random.Generator, questions: int = 5) -> tuple[
 
 
 def _draw_f1(generator: np.random.Generator, questions: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """POPE: half the questions have the answer yes; columns are hits, false alarms, misses."""
+    """POPE: half the questions have the answer yes; summands as `pope_f1` takes them."""
     present = np.tile(np.arange(questions) % 2 == 0, CLUSTERS)
     found = generator.beta(8.5, 1.5, CLUSTERS).repeat(questions)
     imagined = generator.beta(1.2, 8.8, CLUSTERS).repeat(questions)
     says_yes = generator.random(len(present)) < np.where(present, found, imagined)
-    summands = np.column_stack([says_yes & present, says_yes & ~present, ~says_yes & present])
+    outcomes = (says_yes & present, says_yes & ~present, ~says_yes & ~present, ~says_yes & present)
+    summands = np.column_stack([*outcomes, np.zeros_like(present)])
     return summands.astype(float), np.arange(CLUSTERS).repeat(questions)
 
 
-def _f1(sums: np.ndarray) -> np.ndarray:
-    hits, false_alarms, misses = np.moveaxis(sums, -1, 0)
-    return 2 * hits / (2 * hits + false_alarms + misses)
-
-
 def _draw_mme(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two questions an image; of each task the columns right, questions, both right, images."""
-    blocks = np.zeros((len(_MME_TASKS), _MME_IMAGES_PER_TASK, 2, len(_MME_TASKS), 4))
+    """Two questions an image; summands as `mme_points` takes them, of the categories of perception only."""
+    categories = len(PERCEPTION) + len(COGNITION)
+    blocks = np.zeros((len(_MME_TASKS), _MME_IMAGES_PER_TASK, 2, categories, 4))
     for task, parameters in enumerate(_MME_TASKS):
         rates = generator.beta(*parameters, _MME_IMAGES_PER_TASK)
         right = generator.random((_MME_IMAGES_PER_TASK, 2)) < rates[:, None]
@@ -75,12 +73,7 @@ def _draw_mme(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         blocks[task, :, :, task, 1] = 1
         blocks[task, :, 0, task, 2] = right.all(axis=1)
         blocks[task, :, 0, task, 3] = 1
-    return blocks.reshape(-1, 4 * len(_MME_TASKS)), np.arange(CLUSTERS).repeat(2)
-
-
-def _mme(sums: np.ndarray) -> np.ndarray:
-    right, questions, both, images = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
-    return 100 * (right / questions + both / images).sum(axis=-1)
+    return blocks.reshape(-1, 4 * categories), np.arange(CLUSTERS).repeat(2)
 
 
 def _draw_circular(generator: np.random.Generator, rotations: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +92,10 @@ def _moment(alpha: float, beta: float, power: int) -> float:
 
 SIMULATIONS = {
     "accuracy": Simulation(_draw_accuracy, mean, _moment(8, 2, 1)),
-    "f1": Simulation(_draw_f1, _f1, 2 * 0.85 / (1 + 0.85 + 0.12)),
-    "mme_score": Simulation(_draw_mme, _mme, 100 * sum(_moment(*task, 1) + _moment(*task, 2) for task in _MME_TASKS)),
+    "f1": Simulation(_draw_f1, pope_f1, 2 * 0.85 / (1 + 0.85 + 0.12)),
+    "mme_score": Simulation(
+        _draw_mme, mme_points(PERCEPTION), 100 * sum(_moment(*task, 1) + _moment(*task, 2) for task in _MME_TASKS)
+    ),
     "circular_accuracy": Simulation(_draw_circular, mean, _moment(8, 1, 4)),
 }
 

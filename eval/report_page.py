@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from eval.measures import PERCENT, Style
 from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
 from eval.report_style import PAGE
@@ -57,9 +58,10 @@ def _headline(results: Mapping[str, Any]) -> str:
         note = "Not every question was asked, so there is no headline number."
     else:
         name, metric = _primary(results)
-        low, high = metric["ci95"]
-        number = f"<p class='number'>{100 * metric['value']:.2f} %</p>"
-        note = f"{name} on {benchmark['n']:,} questions; 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
+        style = Style(**metric["style"])
+        low, high = (style.number(bound) for bound in metric["ci95"])
+        number = f"<p class='number'>{style.text(metric['value'])}</p>"
+        note = f"{name} on {benchmark['n']:,} questions; 95 % interval {low} to {high}{style.unit}"
     return f"<header><h1>{escape(what)}</h1>{number}<p>{escape(note)}</p></header>"
 
 
@@ -84,6 +86,8 @@ def _accuracy(report: Report) -> str:
     if results["partial"]:
         return "<p>A partial run is not compared with published results.</p>"
     _, metric = _primary(results)
+    if Style(**metric["style"]) != PERCENT:
+        return "<p>No published results to compare with are recorded for this metric.</p>"
     figure = _figure(accuracy_figure(metric, "this model", report.baselines), "accuracy beside the published results")
     sources = "".join(f"<li>{escape(b.name)}: {escape(b.source)}</li>" for b in report.baselines)
     return f"{figure}<ul class='sources'>{sources}</ul>"
@@ -97,7 +101,7 @@ def _figure(svg: str, description: str) -> str:
 
 def _breakdown(groups: Mapping[str, Any]) -> str:
     rows = ((name, f"{group['n']:,}", format_estimate(group)) for name, group in groups.items())
-    return _table(("kind", "questions", "accuracy"), rows)
+    return _table(("kind", "questions", "score"), rows)
 
 
 def _gallery(report: Report) -> str:
