@@ -54,6 +54,7 @@ def estimate(
     cluster_name: str = "image",
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    is_share: bool = True,
 ) -> dict[str, Any]:
     """Value, standard error and 95 % interval (percentile bootstrap over clusters) of a statistic of summed components.
 
@@ -61,9 +62,11 @@ def estimate(
         components: (samples, k), what the statistic needs of each sample; for an accuracy (score, 1).
         clusters: the cluster of each sample.
         statistic: maps summed components (..., k) to values (...).
+        is_share: False where 0 and 1 are values like any other, as of a difference.
 
-    A proportion at 0 or 1 gets Wilson's interval with the number of clusters as the number of trials (the cautious
-    reading: the answers within one cluster may be copies of each other), and no standard error.
+    A share (accuracy, F1, ...) at 0 or 1, where no draw differs, gets Wilson's interval with the number of clusters as
+    the number of trials (the cautious reading: the answers within one cluster may be copies of each other), and no
+    standard error.
 
     Raises:
         ValueError: there are no samples.
@@ -72,10 +75,10 @@ def estimate(
         raise ValueError("no samples: a metric of nothing has no value")
     sums = cluster_sums(np.asarray(components, dtype=float), clusters)
     value = float(statistic(sums.sum(axis=0)))
-    if statistic is mean and value in (0.0, 1.0):
+    draws = resampled_statistics(sums, statistic, resamples, seed)
+    if is_share and value in (0.0, 1.0) and (draws == value).all():
         interval = wilson_interval(value * len(sums), len(sums))
         return {"value": value, "ci95": list(interval), "se": None, "method": "wilson", "cluster": cluster_name}
-    draws = resampled_statistics(sums, statistic, resamples, seed)
     low, high = np.percentile(draws, [2.5, 97.5])
     return {
         "value": value,

@@ -96,7 +96,7 @@ def paired_difference(
     def difference(sums: np.ndarray) -> np.ndarray:
         return metric.statistic(sums[..., width:]) - metric.statistic(sums[..., :width])
 
-    return estimate(np.hstack([summands_a, summands_b]), clusters, difference, cluster_name)
+    return estimate(np.hstack([summands_a, summands_b]), clusters, difference, cluster_name, is_share=False)
 
 
 def mcnemar(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, Any] | None:

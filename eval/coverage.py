@@ -28,7 +28,7 @@ from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, pope_f1
 
 CLUSTERS = 400
 _MME_TASKS = ((12, 1), (9, 1), (7, 2), (6, 2), (9, 2), (8, 2), (8, 4), (6, 4), (9, 4), (5, 4))
-"""Difficulty of MME's ten categories of perception: parameters of the beta distribution of an image's rate of right answers."""
+"""MME's ten categories of perception: parameters of the beta distribution of an image's rate of right answers."""
 _MME_IMAGES_PER_TASK = CLUSTERS // len(_MME_TASKS)
 
 
@@ -90,12 +90,11 @@ def _moment(alpha: float, beta: float, power: int) -> float:
     return math.prod((alpha + step) / (alpha + beta + step) for step in range(power))
 
 
+_MME_TRUTH = 100 * sum(_moment(*task, 1) + _moment(*task, 2) for task in _MME_TASKS)
 SIMULATIONS = {
     "accuracy": Simulation(_draw_accuracy, mean, _moment(8, 2, 1)),
     "f1": Simulation(_draw_f1, pope_f1, 2 * 0.85 / (1 + 0.85 + 0.12)),
-    "mme_score": Simulation(
-        _draw_mme, mme_points(PERCEPTION), 100 * sum(_moment(*task, 1) + _moment(*task, 2) for task in _MME_TASKS)
-    ),
+    "mme_score": Simulation(_draw_mme, mme_points(PERCEPTION), _MME_TRUTH),
     "circular_accuracy": Simulation(_draw_circular, mean, _moment(8, 1, 4)),
 }
 
