@@ -57,7 +57,7 @@ class Metric:
     summands: Callable[[Sequence[Row]], np.ndarray]
     """rows -> (rows, k), one row of summands for each sample, in order."""
     statistic: Statistic = mean
-    """(..., k) sums -> (...) values. Where it is `mean`, the interval at 0 and 1 is Wilson's."""
+    """(..., k) sums -> (...) values. At 0 and 1 the interval is Wilson's."""
     primary: bool = False
     style: Style = PERCENT
 

@@ -78,10 +78,8 @@ def test_a_perfect_ratio_is_not_certainty_either() -> None:
 
 
 def test_no_difference_is_a_difference_like_any_other() -> None:
-    rows = np.ones((20, 2))
-    result = estimate(
-        rows, [str(index) for index in range(20)], lambda sums: sums[..., 0] - sums[..., 1], is_share=False
-    )
+    clusters = [str(index) for index in range(20)]
+    result = estimate(np.ones((20, 2)), clusters, lambda sums: sums[..., 0] - sums[..., 1], is_share=False)
     assert (result["method"], result["ci95"]) == ("cluster_bootstrap", [0, 0])
 
 

@@ -50,6 +50,18 @@ def test_batched_answers_equal_single_answers(model_dir: Path, requests: list[Re
         )
 
 
+def test_length_of_a_request_counts_its_images(model_dir: Path, requests: list[Request]) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    image_tokens = generator.processor.num_image_tokens
+    text_only = Request("t", requests[0].prompt, ())
+    assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens
+    predictions = generator.generate(requests[:5], max_new_tokens=2)
+    pairs = zip(predictions, requests[:5], strict=True)
+    (template,) = {prediction.n_in - generator.request_length(request) for prediction, request in pairs}
+    generator._image_tokens = None  # as with a processor that does not say how many tokens an image has
+    assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens + template
+
+
 def test_answers_depend_on_image_and_question(model_dir: Path, requests: list[Request]) -> None:
     texts = {prediction.text for prediction in TransformersGenerator(model_dir, "cpu").generate(requests, 8)}
     assert len(texts) > len({request.prompt for request in requests}), "a model that ignores its input tests nothing"
