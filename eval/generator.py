@@ -12,10 +12,11 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-import defocus_mllm  # noqa: F401 (registers the model with the Auto classes)
+from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
 from defocus_mllm.loading import load_strictly
 from eval.environment import code_digest
 from eval.files import sha256_of_files
+from eval.image_features import ImageFeatures
 from eval.images import ImageCache
 from eval.likelihood import first_token_likelihoods, sequence_likelihoods
 from eval.samples import Prediction
@@ -85,6 +86,8 @@ class TransformersGenerator:
         self.model.to(device=self.device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self._images = ImageCache()
+        is_ours = isinstance(self.model, DefocusForConditionalGeneration)
+        self._image_features = ImageFeatures(self.model) if is_ours else None
         self._text_lengths: dict[str, int] = {}
         self._image_tokens: int | None = getattr(self.processor, "num_image_tokens", None)
         files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
@@ -152,7 +155,7 @@ class TransformersGenerator:
             return_dict_in_generate=True,
             output_logits=asks_options,
         )
-        output = self.model.generate(**inputs, generation_config=config)
+        output = self.model.generate(**self._with_shared_images(requests, inputs), generation_config=config)
         answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         likelihoods: list[dict[str, float] | None] = [None] * len(requests)
@@ -186,6 +189,19 @@ class TransformersGenerator:
             {option: round(score[option], 6) for option in request.options}
             for request, score in zip(requests, scores, strict=True)
         ]
+
+    def _with_shared_images(self, requests: Sequence[Request], inputs: Any) -> dict[str, Any]:
+        """The inputs, with features of images in place of their pixels where the model takes them."""
+        if self._image_features is None or "pixel_values" not in inputs:
+            return dict(inputs)
+        images = [path for request in requests for path in request.images]
+        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        return others | {"mm_encoder_outputs": self._image_features.of(images, inputs["pixel_values"])}
+
+    def forget_images(self) -> None:
+        """Drop what is kept of images between batches."""
+        if self._image_features is not None:
+            self._image_features.forget()
 
     def _encode(self, requests: Sequence[Request]) -> Any:
         conversations = [

@@ -3,8 +3,9 @@
     python -m eval.throughput --model outputs/quickstart/stage2 --output docs/results/eval_throughput.json
 
 Both ways answer questions of easy-VQA's official test split with the same model in the same process, in turns, so that
-whatever else the machine does meets both. `eval.run`'s way has all its costs: digests, journal, batches. Ratios of
-medians are reported, and how many answers are the same.
+whatever else the machine does meets both. The questions are the first ones, about ten to an image as in the whole
+split. One at a time, nothing is kept from question to question. `eval.run`'s way has all its costs: digests, journal,
+batches. Ratios of medians are reported, and how many answers are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from defocus_mllm.console import run_script
 from defocus_mllm.files import write_text_atomically
 from eval.batches import BatchPolicy
 from eval.environment import describe_environment
-from eval.generator import Generator, Request, TransformersGenerator
+from eval.generator import Request, TransformersGenerator
 from eval.registry import Benchmark, get_benchmark
 from eval.runner import generate_answers
 from eval.samples import BenchmarkData
@@ -57,10 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    benchmark: Benchmark, data: BenchmarkData, generator: Generator, questions: int, singles: int, rounds: int
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    generator: TransformersGenerator,
+    questions: int,
+    singles: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """Answers a second both ways (medians over rounds), their ratio, and how many answers are the same."""
-    samples = data.samples[:: max(1, len(data.samples) // questions)][:questions]
+    samples = data.samples[:questions]
     requests = [
         Request(sample.id, benchmark.prompt(sample), tuple(data.root / image for image in sample.images))
         for sample in samples[:: max(1, len(samples) // singles)][:singles]
@@ -68,6 +74,7 @@ def measure(
     generator.generate(requests[:2], benchmark.max_new_tokens)  # what happens once only is nobody's
     batched_rates, single_rates = [], []
     for _ in range(rounds):
+        generator.forget_images()
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             answers = generate_answers(
@@ -75,7 +82,10 @@ def measure(
             )
             batched_rates.append(len(samples) / (time.perf_counter() - started))
         started = time.perf_counter()
-        alone = [generator.generate([request], benchmark.max_new_tokens)[0] for request in requests]
+        alone = []
+        for request in requests:
+            generator.forget_images()
+            alone += generator.generate([request], benchmark.max_new_tokens)
         single_rates.append(len(requests) / (time.perf_counter() - started))
     texts = {prediction.id: prediction.text for prediction in answers.predictions}
     batched, single = statistics.median(batched_rates), statistics.median(single_rates)

@@ -48,6 +48,9 @@ class SlowGenerator(FakeGenerator):
         super().__init__(dies_at=dies_at)
         self._seconds = seconds
 
+    def forget_images(self) -> None:
+        """There is nothing to forget."""
+
     @classmethod
     def of_process(cls, seconds: float, dies_at: int | None, number: int) -> SlowGenerator:
         """The generator of process `number`, which must not be the parent's 0."""

@@ -127,7 +127,7 @@ def test_source_digest_follows_the_code_and_not_its_place(tmp_path: Path) -> Non
 
 def test_code_digest_covers_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_digest()
-    for name in ("generator.py", "likelihood.py"):
+    for name in ("generator.py", "image_features.py", "likelihood.py"):
         shutil.copy(Path(environment.__file__).with_name(name), tmp_path)
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     assert code_digest.__wrapped__() == before
