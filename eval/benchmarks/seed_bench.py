@@ -2,13 +2,11 @@
 
 Data: https://github.com/AILab-CVC/SEED-Bench. Its own script ranks the options by likelihood; the published LLaVA numbers come
 from generation, and `scripts/convert_seed_for_submission.py` of https://github.com/haotian-liu/LLaVA: the answer must be
-the letter and nothing else. One question stands twice in the official files; both count.
+the letter and nothing else. One question stands twice in the official files and counts once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
 _FOUR_DIGITS = Style(digits=4)
+_TWICE = "49914"
+"""The question that the official files hold two times, identically."""
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -48,19 +48,17 @@ def _samples(root: Path, path: Path, rows: list[dict[str, Any]]) -> BenchmarkDat
     about_images = [
         (row, place) for row, place in zip(rows, where, strict=True) if field(row, ("data_type",), place) == "image"
     ]
-    ids = _distinct(str(field(row, ("question_id",), place)) for row, place in about_images)
-    samples = (_read(row, sample_id, place) for (row, place), sample_id in zip(about_images, ids, strict=True))
+    last = {number: at for at, number in enumerate(_numbers(about_images)) if number == _TWICE}
+    samples = (
+        _read(row, number, place)
+        for at, ((row, place), number) in enumerate(zip(about_images, _numbers(about_images), strict=True))
+        if last.get(number, at) == at
+    )
     return BenchmarkData(root, tuple(samples), compared=("id", "target"))
 
 
-def _distinct(numbers: Iterable[str]) -> list[str]:
-    """A number met for the second time becomes "number#2"."""
-    met: Counter[str] = Counter()
-    names = []
-    for number in numbers:
-        met[number] += 1
-        names.append(number if met[number] == 1 else f"{number}#{met[number]}")
-    return names
+def _numbers(rows: list[tuple[dict[str, Any], str]]) -> list[str]:
+    return [str(field(row, ("question_id",), place)) for row, place in rows]
 
 
 def _read(row: dict[str, Any], sample_id: str, where: str) -> Sample:
@@ -93,14 +91,14 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
 def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
     """Rows with `question_id` and `text` or `prediction`; those marked as videos are left out.
 
-    The same answer counts for both copies of the question that stands twice, if the file holds it once.
+    Of the question that stands twice the last answer counts, as in LLaVA's script.
     """
-    known = {sample.id for sample in data.samples}
     rows = [row for row in read_answers(path) if row.get("data_type", "image") == "image"]
-    ids = iter(_distinct(str(row.get("question_id")) for row in rows))
-    found = collect(path, data, lambda row, where: next(ids), ("text", "prediction"), rows=rows)
-    copies = {name for name in known if "#" in name and name not in found and name.split("#")[0] in found}
-    return found | {name: Prediction(name, found[name.split("#")[0]].text) for name in copies}
+    twice = [at for at, row in enumerate(rows) if str(row.get("question_id")) == _TWICE]
+    kept = [row for at, row in enumerate(rows) if at not in twice[:-1]]
+    return collect(
+        path, data, lambda row, where: str(field(row, ("question_id",), where)), ("text", "prediction"), rows=kept
+    )
 
 
 BENCHMARK = Benchmark(
@@ -111,8 +109,8 @@ BENCHMARK = Benchmark(
     data_needed="--data-root DIR with DIR/seed_bench/{SEED-Bench.json,SEED-Bench-image/*}; to score an answer file that "
     "holds the truth (answer, data_type), neither",
     load=load,
-    n_expected=14233,
-    fingerprint="d45d28fc19240966d6f1bbcf3774561e63f07d0886d5c57ec9fa1b8b73fb2cca",
+    n_expected=14232,
+    fingerprint="3f6c7476504479b3a590b5c6ae07344d40c6fb65fab91e0bbc56c39ad879e8ae",
     prompt_id="llava15_letter",
     prompt=letter_prompt,
     max_new_tokens=16,
