@@ -1,8 +1,8 @@
 """GQA, testdev_balanced: compositional questions made from scene graphs.
 
 Official scorer: `eval.py` of https://cs.stanford.edu/people/dorarad/gqa/evaluate.html on answers that LLaVA's
-`convert_gqa_for_eval.py` prepares (closing periods off, lower case). Its consistency, validity and plausibility need files that
-testdev does not have, and are not computed.
+`convert_gqa_for_eval.py` prepares (closing periods off, lower case). Its consistency, validity and plausibility need
+files that testdev does not have, and are not computed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """MME: 14 abilities, two yes/no questions about each of 1,187 images; 100 (accuracy + accuracy+) points each.
 
 Official scorer: `calculation.py` of eval_tool.zip,
-https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation. Perception (10 abilities) has at most
-2,000 points, cognition (4) at most 800.
+https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation. Perception (10 abilities) has at
+most 2,000 points, cognition (4) at most 800.
 """
 
 from __future__ import annotations

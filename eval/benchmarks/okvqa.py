@@ -1,8 +1,8 @@
 """OK-VQA, val2014: questions that need knowledge beyond the image.
 
-Official scorer: that of VQAv2, on the field `answer` (https://okvqa.allenai.org). In version 1.0 of the data `answer` is stemmed;
-predictions are compared as they are ("raw"): nothing is lemmatised, unlike in OpenFlamingo and LAVIS. LLaVA-1.5 publishes no
-number; the prompt is its short form.
+Official scorer: that of VQAv2, on the field `answer` (https://okvqa.allenai.org). In version 1.0 of the data `answer`
+is stemmed; predictions are compared as they are ("raw"): nothing is lemmatised, unlike in OpenFlamingo and LAVIS.
+LLaVA-1.5 publishes no number; the prompt is its short form.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ScienceQA, test split: school questions with 2 to 5 options; "IMG" are the 2,017 of 4,241 that have an image.
 
 Official scorer of the published numbers: `llava/eval/eval_science_qa.py` of https://github.com/haotian-liu/LLaVA. Data:
-https://github.com/lupantech/ScienceQA. The accuracy over all questions is the headline, as LLaVA prints it; `accuracy_img` is
-ScienceQA-IMG. Where ScienceQA's own script would guess (an unread answer), LLaVA's counts wrong.
+https://github.com/lupantech/ScienceQA. The accuracy over all questions is the headline, as LLaVA prints it;
+`accuracy_img` is ScienceQA-IMG. Where ScienceQA's own script would guess (an unread answer), LLaVA's counts wrong.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SEED-Bench-1, questions about images: four options, nine kinds of understanding.
 
-Data: https://github.com/AILab-CVC/SEED-Bench. Its own script ranks the options by likelihood; the published LLaVA numbers come
-from generation, and `scripts/convert_seed_for_submission.py` of https://github.com/haotian-liu/LLaVA: the answer must be
-the letter and nothing else. One question stands twice in the official files and counts once.
+Data: https://github.com/AILab-CVC/SEED-Bench. Its own script ranks the options by likelihood; the published LLaVA
+numbers come from generation, and `scripts/convert_seed_for_submission.py` of https://github.com/haotian-liu/LLaVA: the
+answer must be the letter and nothing else. One question stands twice in the official files and counts once.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ METRICS: tuple[Metric, ...] = (mean_of("vqa_accuracy", primary=True), mean_of("v
 
 
 def soft_judge(official: Mode) -> Callable[[str, Sample], dict[str, Any]]:
-    """Rows of soft accuracy: the official mode, and the best that normalising both sides gives to the answer's first line.
+    """Rows of soft accuracy: the official mode, and the best that normalising both sides gives to the answer's first
+    line.
 
     An answer that is empty after normalisation is unparsed; nothing else can be, for any text may be an answer.
     """

@@ -1,7 +1,8 @@
-"""TextVQA 0.5.1 val: reading text in images. `textvqa_ocr` has OCR tokens in the prompt, as LLaVA-1.5; `textvqa` has not.
+"""TextVQA 0.5.1 val: reading text in images. `textvqa_ocr` has OCR tokens in the prompt, as LLaVA-1.5; `textvqa` has
+not.
 
-Official scorer: `llava/eval/m4c_evaluator.py` of https://github.com/haotian-liu/LLaVA (facebookresearch/mmf's). Never compare
-the two: OCR tokens are worth more than ten points. Data: https://textvqa.org/dataset.
+Official scorer: `llava/eval/m4c_evaluator.py` of https://github.com/haotian-liu/LLaVA (facebookresearch/mmf's). Never
+compare the two: OCR tokens are worth more than ten points. Data: https://textvqa.org/dataset.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def ocr_prompt(sample: Sample) -> str:
 def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
     """LLaVA's rows, keyed by image (`question_id` holds it) and the question, the first line of `prompt`.
 
-    A question asked twice about an image takes its answers in order. Rows whose `question_id` is official need no prompt.
+    A question asked twice about an image takes its answers in order. Rows whose `question_id` is official need no
+    prompt.
     """
     known = {sample.id for sample in data.samples}
     asked: defaultdict[tuple[str, str], list[str]] = defaultdict(list)

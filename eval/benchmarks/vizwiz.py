@@ -1,7 +1,8 @@
-"""VizWiz-VQA: questions that blind people asked about their photographs. `vizwiz` is val; `vizwiz_test` the test server's.
+"""VizWiz-VQA: questions that blind people asked about their photographs. `vizwiz` is val; `vizwiz_test` the test
+server's.
 
-Official scorer: the VizWiz API (https://vizwiz.org/tasks-and-datasets/vqa), which normalises the prediction but not the answers.
-Not computed: its average precision of answerability, for which a model would have to give a confidence.
+Official scorer: the VizWiz API (https://vizwiz.org/tasks-and-datasets/vqa), which normalises the prediction but not the
+answers. Not computed: its average precision of answerability, for which a model would have to give a confidence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""VQAv2: open questions about COCO images, ten answers each. `vqav2` is val2014; `vqav2_test_dev` goes to the test server.
+"""VQAv2: open questions about COCO images, ten answers each. `vqav2` is val2014; `vqav2_test_dev` goes to the test
+server.
 
 Official scorer: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA. Published
-LLaVA-1.5 numbers are of test-dev: do not compare them with val. LLaVA normalises answers before it submits them, which the
-submission here does too: against ten equal answers the official script compares letter for letter.
+LLaVA-1.5 numbers are of test-dev: do not compare them with val. LLaVA normalises answers before it submits them, which
+the submission here does too: against ten equal answers the official script compares letter for letter.
 """
 
 from __future__ import annotations
