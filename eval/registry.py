@@ -12,7 +12,23 @@ from typing import Any
 from eval.measures import Metric
 from eval.samples import BenchmarkData, Prediction, Sample
 
-_MODULES = {"easy_vqa": "eval.benchmarks.easy_vqa"}
+_MODULES = {
+    "easy_vqa": "eval.benchmarks.easy_vqa",
+    "gqa": "eval.benchmarks.gqa",
+    "mmbench": "eval.benchmarks.mmbench",
+    "mme": "eval.benchmarks.mme",
+    "okvqa": "eval.benchmarks.okvqa",
+    "pope": "eval.benchmarks.pope",
+    "scienceqa": "eval.benchmarks.scienceqa",
+    "seed_bench": "eval.benchmarks.seed_bench",
+    "textvqa": "eval.benchmarks.textvqa",
+    "textvqa_ocr": "eval.benchmarks.textvqa:BENCHMARK_OCR",
+    "vizwiz": "eval.benchmarks.vizwiz",
+    "vizwiz_test": "eval.benchmarks.vizwiz:BENCHMARK_TEST",
+    "vqav2": "eval.benchmarks.vqav2",
+    "vqav2_test_dev": "eval.benchmarks.vqav2:BENCHMARK_TEST_DEV",
+}
+"""Benchmark -> the module, and the variable if it is not BENCHMARK, that defines it."""
 
 
 @dataclass(frozen=True)
@@ -124,5 +140,6 @@ def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name; ValueError lists the known ones."""
     if name not in _MODULES:
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(benchmark_names())}")
-    benchmark: Benchmark = importlib.import_module(_MODULES[name]).BENCHMARK
+    module, _, variable = _MODULES[name].partition(":")
+    benchmark: Benchmark = getattr(importlib.import_module(module), variable or "BENCHMARK")
     return benchmark

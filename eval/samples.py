@@ -36,12 +36,13 @@ class Sample:
 class BenchmarkData:
     """The samples of a benchmark in their official order, and the folder their image paths are relative to.
 
-    `same_in_every_layout` leaves image paths out of the fingerprint: the same data are installed in several layouts.
+    `compared` are the fields of a sample that the fingerprint covers: not those that differ between the layouts in
+    which the same data are installed.
     """
 
     root: Path
     samples: tuple[Sample, ...]
-    same_in_every_layout: bool = False
+    compared: tuple[str, ...] = ("id", "question", "target", "images", "answers", "choices")
 
     def fingerprint(self) -> str:
         """sha256 over what the samples ask and accept, sorted by id: equal wherever the same data are installed."""
@@ -49,9 +50,8 @@ class BenchmarkData:
         return sha256_of_json(sorted(rows, key=lambda row: str(row[0])))
 
     def _identity(self, sample: Sample) -> list[Any]:
-        images = () if self.same_in_every_layout else sample.images
-        several = [list(values) for values in (sample.answers, sample.choices) if values]
-        return [sample.id, sample.question, sample.target, images, *several]
+        values = {name: getattr(sample, name) for name in self.compared}
+        return [value for name, value in values.items() if value or name not in ("answers", "choices")]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Official script: `pycocoevalcap/cider` of https://github.com/salaniz/pycocoevalc
 The official script tokenizes with Stanford's PTBTokenizer (Java). `tokenize_caption` here APPROXIMATES it: lower case;
 numbers, hyphenated words and abbreviations stay whole; clitics ("'s", "n't", ...), "cannot", "gonna" and their like are
 split; other signs are tokens; then the punctuation that the official script drops is dropped. Not reproduced: PTB's
-rules for addresses, fractions, currency names, emoticons, and its guess whether a period ends a sentence (PTB keeps that of a
-final "a."). Report numbers for publication with the Java tokenizer; everything after tokenization is the official
-arithmetic, in float64.
+rules for addresses, fractions, currency names, emoticons, and its guess whether a period ends a sentence (PTB keeps
+that of a final "a."). Report numbers for publication with the Java tokenizer; everything after tokenization is the
+official arithmetic, in float64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,7 @@ def tokenize_caption(text: str) -> list[str]:
     return [part for token in tokens for part in _TWO_WORDS.get(token, token).split()]
 
 
-def cider_per_image(
-    candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
-) -> dict[Hashable, float]:
+def cider_per_image(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[Any, float]:
     """CIDEr-D of each candidate (0 to 10), with document frequencies over the reference sets of exactly these images.
 
     Raises:
@@ -61,7 +60,7 @@ def cider_per_image(
         raise ValueError(f"references: image {empty[0]!r} has none")
     frequency = Counter(gram for texts in counted.values() for gram in set().union(*texts))
     log_images = math.log(len(counted))
-    scores: dict[Hashable, float] = {}
+    scores: dict[Any, float] = {}
     for image, caption in candidates.items():
         candidate = _weigh(_grams(caption), frequency, log_images)
         each = [_similarity(candidate, _weigh(grams, frequency, log_images)) for grams in counted[image]]
@@ -70,8 +69,8 @@ def cider_per_image(
 
 
 def cider(
-    candidates: Mapping[Hashable, str] | Sequence[str],
-    references: Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]],
+    candidates: Mapping[Any, str] | Sequence[str],
+    references: Mapping[Any, Sequence[str]] | Sequence[Sequence[str]],
 ) -> float:
     """CIDEr-D of a corpus, as the official script prints it (usually reported times 100).
 

@@ -1,7 +1,7 @@
 """VQA soft accuracy: an answer is right in the measure in which ten people gave it.
 
 Official scripts: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA (VQAv2 and
-OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; the EvalAI processor of facebookresearch/mmf), and the VizWiz API.
+OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; also in facebookresearch/mmf), the VizWiz API.
 """
 
 from __future__ import annotations
