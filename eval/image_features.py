@@ -35,7 +35,9 @@ class ImageFeatures:
             encoded = self._model.get_image_features(pixel_values[list(row.values())], return_dict=True)
             found |= dict(zip(row, encoded.pooler_output, strict=True))
         self._keep(found)
-        return {"image": BaseModelOutputWithPooling(pooler_output=[found[path] for path in paths])}
+        output = BaseModelOutputWithPooling()
+        output["pooler_output"] = [found[path] for path in paths]  # a list, as the model's own
+        return {"image": output}
 
     def forget(self) -> None:
         """Encode every image anew from now on."""

@@ -146,5 +146,6 @@ BENCHMARK = Benchmark(
     parser="official (calculation.py: first four characters)",
     judge=judge,
     metrics=_metrics(),
+    options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
 )

@@ -150,5 +150,6 @@ BENCHMARK = Benchmark(
     parser="official (llava/eval/eval_pope.py)",
     judge=judge,
     metrics=_metrics(),
+    options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
 )

@@ -12,8 +12,9 @@ import torch
 
 from eval.generator import Request, TransformersGenerator
 from eval.likelihood import agreement, first_token_likelihoods, most_likely, single_tokens
-from eval.registry import Benchmark
+from eval.registry import Benchmark, get_benchmark
 from eval.run import evaluate
+from eval.samples import Sample
 from tests.eval.fake_generator import FakeGenerator
 
 OPTIONS = ("red", "circle", "a blue rectangle")
@@ -98,3 +99,14 @@ def test_likelihood_stands_beside_generation(benchmark: Benchmark, data_root: Pa
 def test_a_free_answer_has_no_likelihood(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="easy_vqa: its answers are free text"):
         evaluate(replace(benchmark, options=None), Knowing(), tmp_path, data_root, likelihood=True)
+
+
+@pytest.mark.parametrize("name", ["pope", "mme"])
+def test_yes_no_benchmarks_have_their_two_options(name: str) -> None:
+    sample = Sample("1", ("a.jpg",), "Is there a dog?", "yes", "a.jpg")
+    assert get_benchmark(name).options_of(sample) == ("Yes", "No")
+
+
+def test_options_of_multiple_choice_are_its_letters() -> None:
+    sample = Sample("1", ("a.jpg",), "Which?", "B", "a.jpg", choices=("a dog", "a cat", "a cow"))
+    assert get_benchmark("scienceqa").options_of(sample) == ("A", "B", "C")
