@@ -26,6 +26,7 @@ from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import Answers, generate_answers
+from eval.samples import BenchmarkData
 from eval.workers import Workers
 
 _FAILURES_SHOWN = 5
@@ -115,16 +116,30 @@ def evaluate(
             f"{folder / 'predictions.jsonl'}: {answers.other_keys} predictions made with another model, image, setting "
             "or version: kept, not used"
         )
-    predictions = {prediction.id: prediction for prediction in answers.predictions}
-    rows = score_samples(benchmark, samples, predictions)
     _fail_if_nothing_was_answered(benchmark, answers)
+    throughput = _throughput(answers, policy, workers)
+    return _score_and_write(benchmark, data, generator, answers, folder, limit=limit, throughput=throughput)
+
+
+def _score_and_write(
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    generator: Generator,
+    answers: Answers,
+    folder: Path,
+    *,
+    limit: int | None,
+    throughput: dict[str, Any],
+) -> str:
+    predictions = {prediction.id: prediction for prediction in answers.predictions}
+    rows = score_samples(benchmark, data.samples, predictions)
     results = build_results(
         benchmark,
         data,
         rows,
         model=generator.describe(),
         generation=generator.settings(benchmark.max_new_tokens),
-        throughput=_throughput(answers, policy, workers),
+        throughput=throughput,
         limit=limit,
         resumed=answers.resumed,
         failures=answers.failures,
