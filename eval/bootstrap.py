@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from eval.measures import Statistic, mean
 
 RESAMPLES = 2000
 SEED = 0
 CONFIDENCE_95_Z = 1.959963984540054
 _BLOCK = 250  # resamples drawn at once: bounds memory at 250 x clusters integers
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-
-
-def mean(sums: np.ndarray) -> np.ndarray:
-    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number."""
-    return sums[..., 0] / sums[..., 1]
 
 
 def cluster_sums(components: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
@@ -59,6 +54,7 @@ def estimate(
     cluster_name: str = "image",
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    is_share: bool = True,
 ) -> dict[str, Any]:
     """Value, standard error and 95 % interval (percentile bootstrap over clusters) of a statistic of summed components.
 
@@ -66,9 +62,11 @@ def estimate(
         components: (samples, k), what the statistic needs of each sample; for an accuracy (score, 1).
         clusters: the cluster of each sample.
         statistic: maps summed components (..., k) to values (...).
+        is_share: False where 0 and 1 are values like any other, as of a difference.
 
-    A proportion at 0 or 1 gets Wilson's interval with the number of clusters as the number of trials (the cautious
-    reading: the answers within one cluster may be copies of each other), and no standard error.
+    A share (accuracy, F1, ...) at 0 or 1, where no draw differs, gets Wilson's interval with the number of clusters as
+    the number of trials (the cautious reading: the answers within one cluster may be copies of each other), and no
+    standard error.
 
     Raises:
         ValueError: there are no samples.
@@ -77,10 +75,10 @@ def estimate(
         raise ValueError("no samples: a metric of nothing has no value")
     sums = cluster_sums(np.asarray(components, dtype=float), clusters)
     value = float(statistic(sums.sum(axis=0)))
-    if statistic is mean and value in (0.0, 1.0):
+    draws = resampled_statistics(sums, statistic, resamples, seed)
+    if is_share and value in (0.0, 1.0) and (draws == value).all():
         interval = wilson_interval(value * len(sums), len(sums))
         return {"value": value, "ci95": list(interval), "se": None, "method": "wilson", "cluster": cluster_name}
-    draws = resampled_statistics(sums, statistic, resamples, seed)
     low, high = np.percentile(draws, [2.5, 97.5])
     return {
         "value": value,

@@ -36,9 +36,10 @@ def describe_environment() -> dict[str, Any]:
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of the code that turns a prompt into an answer: the installed `defocus_mllm`, and `eval/generator.py`."""
+    """Digest of the code that turns a prompt into an answer: `defocus_mllm`, and what generator.py needs of eval."""
     package = Path(defocus_mllm.__file__).parent
-    return sha256_of_json([sources_digest(package), sha256_of_files([Path(__file__).with_name("generator.py")])])
+    own = [Path(__file__).with_name(name) for name in ("generator.py", "image_features.py", "likelihood.py")]
+    return sha256_of_json([sources_digest(package), sha256_of_files(own)])
 
 
 def sources_digest(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +13,13 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-import defocus_mllm  # noqa: F401 (registers the model with the Auto classes)
+from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
 from defocus_mllm.loading import load_strictly
 from eval.environment import code_digest
 from eval.files import sha256_of_files
+from eval.image_features import ImageFeatures
 from eval.images import ImageCache
+from eval.likelihood import first_token_likelihoods, sequence_likelihoods
 from eval.samples import Prediction
 
 _MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
@@ -26,11 +28,15 @@ _FILES_ABOUT_THE_RUN = {"run.json"}
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt for the model: the user's words and the images (absolute paths) that come before them."""
+    """One prompt for the model: the user's words and the images (absolute paths) that come before them.
+
+    Where `options` are given, the log-likelihood of each as the answer is asked for beside the answer.
+    """
 
     id: str
     prompt: str
     images: tuple[Path, ...]
+    options: tuple[str, ...] = ()
 
 
 class Generator(Protocol):
@@ -50,11 +56,16 @@ class Generator(Protocol):
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
         """The generation settings; with checkpoint, environment, prompt and images they determine the answer."""
 
-    def prompt_length(self, prompt: str) -> int:
-        """Number of text tokens of a prompt, the key batches are sorted by."""
+    def request_length(self, request: Request) -> int:
+        """Number of tokens of a request, images included: what batches are sorted by and measured in."""
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
-        """Answer a batch, in its order."""
+        """Answer a batch, in its order.
+
+        Raises:
+            ImageError: an image of the batch cannot be used.
+            torch.OutOfMemoryError, RuntimeError: the batch does not fit into memory.
+        """
 
 
 class TransformersGenerator:
@@ -78,6 +89,10 @@ class TransformersGenerator:
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._images = ImageCache()
+        is_ours = isinstance(self.model, DefocusForConditionalGeneration)
+        self._image_features = ImageFeatures(self.model) if is_ours else None
+        self._text_lengths: dict[str, int] = {}
+        self._image_tokens: int | None = getattr(self.processor, "num_image_tokens", None)
         files = sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_FILE_SUFFIXES)
         self.fingerprint = sha256_of_files(path for path in files if path.name not in _FILES_ABOUT_THE_RUN)
         self._weights_sha = sha256_of_files(path for path in files if path.suffix == ".safetensors")
@@ -111,30 +126,84 @@ class TransformersGenerator:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "dtype": dtype}
 
-    def prompt_length(self, prompt: str) -> int:
-        """Number of text tokens; the image tokens and the template add the same to every prompt."""
-        return len(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids)
+    def request_length(self, request: Request) -> int:
+        """Tokens of text and images; the template adds the same to every prompt.
+
+        Where the processor does not say how many tokens an image has, those of the first image stand for all: an
+        estimate, good enough to sort by; memory errors are met by smaller batches.
+        """
+        if self._image_tokens is None and request.images:
+            whole = int(self._encode([request])["attention_mask"].sum())
+            self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
+        return self._text_tokens(request.prompt) + len(request.images) * (self._image_tokens or 0)
+
+    def _text_tokens(self, prompt: str) -> int:
+        if prompt not in self._text_lengths:
+            self._text_lengths[prompt] = len(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids)
+        return self._text_lengths[prompt]
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
         started = time.perf_counter()
         inputs = self._encode(requests)
+        asks_options = any(request.options for request in requests)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             eos_token_id=sorted(self._ends),
             pad_token_id=self.processor.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=asks_options,
         )
-        sequences = self.model.generate(**inputs, generation_config=config)
-        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        output = self.model.generate(**self._with_shared_images(requests, inputs), generation_config=config)
+        answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        likelihoods: list[dict[str, float] | None] = [None] * len(requests)
+        if asks_options:
+            likelihoods = list(self._option_likelihoods(requests, output.logits[0], lengths))
         seconds = (time.perf_counter() - started) / len(requests)
         return [
-            self._prediction(request, answer, n_in, seconds)
-            for request, answer, n_in in zip(requests, answers, lengths, strict=True)
+            replace(self._prediction(request, answer, n_in, seconds), ll=ll)
+            for request, answer, n_in, ll in zip(requests, answers, lengths, likelihoods, strict=True)
         ]
+
+    def _option_likelihoods(
+        self, requests: Sequence[Request], first_logits: torch.Tensor, lengths: Sequence[int]
+    ) -> list[dict[str, float]]:
+        """Log-likelihoods of each request's options; `first_logits` (batch, vocabulary) predict the first token."""
+        scores = first_token_likelihoods(
+            self.processor.tokenizer, [request.options for request in requests], first_logits
+        )
+        # Options of several tokens need a pass of their own. Prompts of one length go together: without padding there
+        # is nothing about positions that a model could get wrong.
+        for length in set(lengths):
+            group = [index for index, n in enumerate(lengths) if n == length]
+            options = sorted({o for i in group for o in requests[i].options if o not in scores[i]})
+            for option in options:
+                asked = [i for i in group if option in requests[i].options]
+                inputs = self._encode([requests[i] for i in asked])
+                values = sequence_likelihoods(self.model, self.processor.tokenizer, inputs, option)
+                for i, value in zip(asked, values, strict=True):
+                    scores[i][option] = value
+        return [
+            {option: round(score[option], 6) for option in request.options}
+            for request, score in zip(requests, scores, strict=True)
+        ]
+
+    def _with_shared_images(self, requests: Sequence[Request], inputs: Any) -> dict[str, Any]:
+        """The inputs, with features of images in place of their pixels where the model takes them."""
+        if self._image_features is None or "pixel_values" not in inputs:
+            return dict(inputs)
+        images = [path for request in requests for path in request.images]
+        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        return others | {"mm_encoder_outputs": self._image_features.of(images, inputs["pixel_values"])}
+
+    def forget_images(self) -> None:
+        """Drop what is kept of images between batches."""
+        if self._image_features is not None:
+            self._image_features.forget()
 
     def _encode(self, requests: Sequence[Request]) -> Any:
         conversations = [

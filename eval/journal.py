@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -21,23 +22,36 @@ class PredictionJournal:
     with the expected key are `finished`; those of the same samples with another key are counted in `other_keys`. They
     stay in the file, where a later run that expects their key finds them. Only a last line torn by a kill is cut off.
 
+    One process at a time may hold a journal; the lock goes with the process, however it ends.
+
     Args:
         path: the file; created if missing.
         keys: sample id -> the key an answer must carry to be reused.
 
     Raises:
-        ValueError: a malformed line before the last one; the message names file and line.
+        ValueError: a malformed line before the last one (the message names file and line), or another run holds it.
     """
 
     def __init__(self, path: Path, keys: Mapping[str, str]) -> None:
         self._keys = keys
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = _drop_torn_line_and_read(path)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._lock(path)
+            entries = _drop_torn_line_and_read(path)
+        except BaseException:
+            self._file.close()
+            raise
         asked = [(prediction, key == keys[prediction.id]) for prediction, key in entries if prediction.id in keys]
         self.finished = {prediction.id: prediction for prediction, has_key in asked if has_key}
         self.other_keys = sum(not has_key for _, has_key in asked)
-        self._file = path.open("a", encoding="utf-8")
         self._synced = time.monotonic()
+
+    def _lock(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path}: another run is writing here: wait for it, or give another --output") from error
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Write a batch of predictions and hand it to the operating system (to the disk every few seconds)."""

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from eval.samples import BenchmarkData, Sample
+from eval.measures import Metric
+from eval.samples import BenchmarkData, Prediction, Sample
 
-_MODULES = {"easy_vqa": "eval.benchmarks.easy_vqa"}
+_MODULES = {
+    "easy_vqa": "eval.benchmarks.easy_vqa",
+    "gqa": "eval.benchmarks.gqa",
+    "mmbench": "eval.benchmarks.mmbench",
+    "mme": "eval.benchmarks.mme",
+    "okvqa": "eval.benchmarks.okvqa",
+    "pope": "eval.benchmarks.pope",
+    "scienceqa": "eval.benchmarks.scienceqa",
+    "seed_bench": "eval.benchmarks.seed_bench",
+    "textvqa": "eval.benchmarks.textvqa",
+    "textvqa_ocr": "eval.benchmarks.textvqa:BENCHMARK_OCR",
+    "vizwiz": "eval.benchmarks.vizwiz",
+    "vizwiz_test": "eval.benchmarks.vizwiz:BENCHMARK_TEST",
+    "vqav2": "eval.benchmarks.vqav2",
+    "vqav2_test_dev": "eval.benchmarks.vqav2:BENCHMARK_TEST_DEV",
+}
+"""Benchmark -> the module, and the variable if it is not BENCHMARK, that defines it."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +41,11 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A score per sample and whether its mean is the headline number."""
+class Submission:
+    """The file that an official test server takes: its name, and its text made of samples and their predictions."""
 
-    name: str
-    score: Callable[[str, Sample], float]
-    primary: bool = False
+    file_name: str
+    write: Callable[[BenchmarkData, Mapping[str, Prediction]], str]
 
 
 @dataclass(frozen=True)
@@ -38,24 +56,49 @@ class Benchmark:
     split: str
     version: str
     reference: str
+    """Address of the official scorer or, where there is none, of the data."""
     data_needed: str
+    """The files, and where they are expected."""
     load: Callable[[Path | None], BenchmarkData]
     n_expected: int
-    fingerprint: str
+    fingerprint: str | None
+    """Of the official samples (`BenchmarkData.fingerprint`); None where nobody could take it yet: only counted then."""
     prompt_id: str
     prompt: Callable[[Sample], str]
     max_new_tokens: int
     parser: str
-    parse: Callable[[str], str | None]
+    """Name of the rule by which `judge` reads an answer in official mode."""
+    judge: Callable[[str, Sample], dict[str, Any]]
+    """(raw answer, sample) -> the sample's row: `parsed` and `parsed_lenient` (what the official and the forgiving
+    reading understood; None = unparsed), `score` and `score_lenient` (0 to 1), and whatever `metrics` need besides.
+    The row of samples.jsonl holds these beside id, cluster, categories, target, ..."""
     metrics: tuple[Metric, ...]
+    """Empty where nothing can be scored here (a test server or a judge does): there is a `submission` then."""
     cluster: str = "image"
     breakdowns: tuple[str, ...] = ()
+    options: Callable[[Sample], Sequence[str]] | None = None
+    """The closed list of answers to a sample, for likelihood scoring beside generation. None: the letters of its
+    `choices`, and where it has none, answers are free."""
     baselines: tuple[Baseline, ...] = ()
+    also_accepted: tuple[str, ...] = ()
+    """Fingerprints of other installations that score the same (questions or images left out, truth in predictions)."""
+    import_predictions: Callable[[Path, BenchmarkData], dict[str, Prediction]] | None = None
+    """Reads an official or LLaVA answer file, whose rows have no `id`: sample id -> prediction."""
+    load_from_predictions: Callable[[Path], BenchmarkData] | None = None
+    """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
+    submission: Submission | None = None
 
     @property
     def primary_metric(self) -> str:
         """Name of the metric that is the headline number."""
         return next(metric.name for metric in self.metrics if metric.primary)
+
+    def options_of(self, sample: Sample) -> tuple[str, ...]:
+        """The closed list of answers to a sample; ValueError where answers are free."""
+        options = self.options(sample) if self.options else string.ascii_uppercase[: len(sample.choices)]
+        if not options:
+            raise ValueError(f"{self.name}: its answers are free text, without options to take the likelihood of")
+        return tuple(options)
 
     def load_verified(self, data_root: Path | None) -> BenchmarkData:
         """Load the data and check that they are the official ones.
@@ -67,17 +110,25 @@ class Benchmark:
             FileNotFoundError: data are missing; the message names the files expected.
             ValueError: identifiers repeat, or number or fingerprint of the samples differ from the official split.
         """
-        data = self.load(data_root)
+        return self.verified(self.load(data_root))
+
+    def verified(self, data: BenchmarkData) -> BenchmarkData:
+        """The data, if number and fingerprint are official and no identifier repeats; else see `load_verified`."""
         found = len(data.samples)
         if len({sample.id for sample in data.samples}) != found:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
-        if found != self.n_expected or data.fingerprint() != self.fingerprint:
+        if found != self.n_expected or not self.is_known(data.fingerprint()):
+            expected = " or ".join(known[:12] for known in (self.fingerprint, *self.also_accepted) if known) or "any"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
-                f"{self.n_expected}), fingerprint {data.fingerprint()[:12]} (expected {self.fingerprint[:12]}); "
+                f"{self.n_expected}), fingerprint {data.fingerprint()[:12]} (expected {expected}); "
                 f"restore it: {self.data_needed}"
             )
         return data
+
+    def is_known(self, fingerprint: str) -> bool:
+        """Whether data of this fingerprint are accepted: any where the official fingerprint is not known."""
+        return self.fingerprint is None or fingerprint in (self.fingerprint, *self.also_accepted)
 
 
 def benchmark_names() -> list[str]:
@@ -89,5 +140,6 @@ def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name; ValueError lists the known ones."""
     if name not in _MODULES:
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(benchmark_names())}")
-    benchmark: Benchmark = importlib.import_module(_MODULES[name]).BENCHMARK
+    module, _, variable = _MODULES[name].partition(":")
+    benchmark: Benchmark = getattr(importlib.import_module(module), variable or "BENCHMARK")
     return benchmark

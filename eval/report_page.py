@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from eval.measures import PERCENT, Style
 from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
 from eval.report_style import PAGE
@@ -56,9 +58,10 @@ def _headline(results: Mapping[str, Any]) -> str:
         note = "Not every question was asked, so there is no headline number."
     else:
         name, metric = _primary(results)
-        low, high = metric["ci95"]
-        number = f"<p class='number'>{100 * metric['value']:.2f} %</p>"
-        note = f"{name} on {benchmark['n']:,} questions; 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
+        style = Style(**metric["style"])
+        low, high = (style.number(bound) for bound in metric["ci95"])
+        number = f"<p class='number'>{style.text(metric['value'])}</p>"
+        note = f"{name} on {benchmark['n']:,} questions; 95 % interval {low} to {high}{style.unit}"
     return f"<header><h1>{escape(what)}</h1>{number}<p>{escape(note)}</p></header>"
 
 
@@ -83,6 +86,8 @@ def _accuracy(report: Report) -> str:
     if results["partial"]:
         return "<p>A partial run is not compared with published results.</p>"
     _, metric = _primary(results)
+    if Style(**metric["style"]) != PERCENT:
+        return "<p>No published results to compare with are recorded for this metric.</p>"
     figure = _figure(accuracy_figure(metric, "this model", report.baselines), "accuracy beside the published results")
     sources = "".join(f"<li>{escape(b.name)}: {escape(b.source)}</li>" for b in report.baselines)
     return f"{figure}<ul class='sources'>{sources}</ul>"
@@ -96,11 +101,11 @@ def _figure(svg: str, description: str) -> str:
 
 def _breakdown(groups: Mapping[str, Any]) -> str:
     rows = ((name, f"{group['n']:,}", format_estimate(group)) for name, group in groups.items())
-    return _table(("kind", "questions", "accuracy"), rows)
+    return _table(("kind", "questions", "score"), rows)
 
 
 def _gallery(report: Report) -> str:
-    shown_wrong = sum(sample["score"] < 1 for sample in report.gallery)
+    shown_wrong = sum(sample["score"] != 1 for sample in report.gallery)
     shown_right = len(report.gallery) - shown_wrong
     kinds = sorted({value for sample in report.gallery for value in sample["categories"].values()})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
@@ -110,21 +115,31 @@ def _gallery(report: Report) -> str:
         f"<p>Shown: {shown_wrong} of {report.wrong:,} wrong answers, {shown_right} of {report.right:,} right ones, "
         "drawn at random.</p>"
         "<p class='filter'><label>answer <select id='outcome'><option>all</option><option>wrong</option>"
-        f"<option>right</option></select></label> <label>kind <select id='kind'><option>all</option>{options}</select>"
-        f"</label> <output id='shown'></output></p><div class='gallery'>{cards}</div>"
+        "<option>partly right</option><option>right</option></select></label> "
+        f"<label>kind <select id='kind'><option>all</option>{options}</select></label> "
+        "<label>text <input id='words' type='search' placeholder='question, answer or truth'></label> "
+        f"<output id='shown'></output></p><div class='gallery'>{cards}</div>"
     )
 
 
 def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
-    outcome = "right" if sample["score"] == 1 else "wrong"
-    kind = " ".join(sample["categories"].values())
+    outcome = _outcome(sample["score"])
+    kinds = json.dumps(sorted(sample["categories"].values()))
     pictures = "".join(f"<img alt='{escape(name)}' src='{images[name]}'>" for name in sample["images"])
     answer = escape(sample["text"].strip()) or "<i>nothing</i>"
     return (
-        f"<article class='{outcome}' data-outcome='{outcome}' data-kind='{escape(kind)}'>{pictures}"
-        f"<p>{escape(sample['question'])}</p><p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
-        f"<p class='truth'>truth: {escape(sample['target'])}</p></article>"
+        f"<article class='{'right' if outcome == 'right' else 'wrong'}' data-outcome='{outcome}' "
+        f"data-kinds='{escape(kinds)}'>{pictures}<p>{escape(sample['question'])}</p>"
+        f"<p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
+        f"<p class='truth'>truth: {escape(str(sample['target']))}</p>"
+        f"<p class='truth'>score: {sample['score']:.3g}</p></article>"
     )
+
+
+def _outcome(score: float) -> str:
+    if score == 1:
+        return "right"
+    return "partly right" if score > 0 else "wrong"
 
 
 def _data_uri(root: Path, name: str) -> str:

@@ -28,7 +28,7 @@ table { border-collapse: collapse; font-size: .92rem; }
 th, td { padding: .35rem 1.25rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--soft); }
-select { font: inherit; padding: .15rem .4rem; }
+select, input { font: inherit; padding: .15rem .4rem; }
 .filter label { margin-right: 1rem; }
 .filter output { color: var(--soft); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .9rem; }
@@ -46,16 +46,17 @@ article .truth { margin: 0; color: var(--soft); }
 <body>
 $body
 <script>
-const outcome = document.getElementById("outcome"), kind = document.getElementById("kind");
+const [outcome, kind, words] = ["outcome", "kind", "words"].map(id => document.getElementById(id));
 const cards = [...document.querySelectorAll("article")];
 function filter() {
   for (const card of cards) {
-    const fits = (choice, value) => choice.value === "all" || choice.value === value;
-    card.hidden = !(fits(outcome, card.dataset.outcome) && fits(kind, card.dataset.kind));
+    const fits = (choice, values) => choice.value === "all" || values.includes(choice.value);
+    card.hidden = !(fits(outcome, [card.dataset.outcome]) && fits(kind, JSON.parse(card.dataset.kinds)) &&
+                    card.textContent.toLowerCase().includes(words.value.trim().toLowerCase()));
   }
   document.getElementById("shown").textContent = cards.filter(card => !card.hidden).length + " shown";
 }
-outcome.onchange = kind.onchange = filter;
+outcome.onchange = kind.onchange = words.oninput = filter;
 filter();
 </script>
 </body>

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from defocus_mllm.files import write_text_atomically
 from eval.bootstrap import estimate
 from eval.environment import describe_environment
 from eval.files import json_line, read_json, sha256_of_json
+from eval.likelihood import agreement, most_likely
+from eval.measures import Metric, Style
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -28,7 +29,6 @@ def score_samples(
 
 
 def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
-    scores = {metric.name: metric.score(prediction.text, sample) for metric in benchmark.metrics}
     return {
         "id": sample.id,
         "cluster": sample.cluster,
@@ -37,15 +37,21 @@ def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict
         "prompt_sha": sha256_of_json(benchmark.prompt(sample))[:12],
         "target": sample.target,
         "text": prediction.text,
-        "parsed": benchmark.parse(prediction.text),
-        "score": scores[benchmark.primary_metric],
-        "scores": scores,
+        **benchmark.judge(prediction.text, sample),
         "categories": dict(sample.categories),
         "n_in": prediction.n_in,
         "n_out": prediction.n_out,
         "secs": prediction.secs,
         "finish": prediction.finish,
+        **_score_likelihood(benchmark, sample, prediction),
     }
+
+
+def _score_likelihood(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
+    """The row's log-likelihoods, and under `likelihood` the judgement of the most likely option; empty without them."""
+    if prediction.ll is None:
+        return {}
+    return {"ll": dict(prediction.ll), "likelihood": benchmark.judge(most_likely(prediction.ll), sample)}
 
 
 def build_results(
@@ -58,6 +64,7 @@ def build_results(
     throughput: dict[str, Any] | None,
     limit: int | None = None,
     resumed: int = 0,
+    failures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -70,10 +77,7 @@ def build_results(
     if not rows:
         raise ValueError(f"{benchmark.name}: no predictions to score")
     partial = len(rows) != benchmark.n_expected
-    metrics = {
-        metric.name: _estimate(rows, metric.name, benchmark.cluster) | {"primary": metric.primary}
-        for metric in benchmark.metrics
-    }
+    metrics = _estimates(benchmark, rows)
     blocks = {
         "benchmark": _describe_benchmark(benchmark, data, len(rows), limit),
         "model": model,
@@ -93,8 +97,10 @@ def build_results(
         **blocks,
         "metrics": {} if partial else metrics,
         **({"partial_metrics": metrics} if partial else {}),
+        **_likelihood(benchmark, rows, partial),
         "breakdown": {name: _breakdown(benchmark, rows, name) for name in benchmark.breakdowns},
-        "health": _health(rows) | {"resumed": resumed},
+        "health": _health(rows) | {"errors": len(failures or {}), "resumed": resumed},
+        **({"errors": dict(failures)} if failures else {}),
         "throughput": throughput,
         "env": describe_environment(),
     }
@@ -109,6 +115,7 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
         "n_expected": benchmark.n_expected,
         "limit": limit,
         "fingerprint": data.fingerprint(),
+        "fingerprint_checked": benchmark.fingerprint is not None,
         "data_root": str(data.root),
         "reference": benchmark.reference,
     }
@@ -121,18 +128,38 @@ def _run_id(blocks: dict[str, Any]) -> str:
     return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
 
 
-def _estimate(rows: Sequence[dict[str, Any]], metric: str, cluster_name: str) -> dict[str, Any]:
-    components = np.array([[row["scores"][metric], 1.0] for row in rows])
-    return estimate(components, [row["cluster"] for row in rows], cluster_name=cluster_name)
+def _estimates(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        metric.name: _estimate(rows, metric, benchmark.cluster) | {"primary": metric.primary}
+        for metric in benchmark.metrics
+    }
+
+
+def _likelihood(benchmark: Benchmark, rows: Sequence[dict[str, Any]], partial: bool) -> dict[str, Any]:
+    """The block of likelihood scoring: the metrics of the most likely options, and how often generation says the same.
+
+    Not the headline: published numbers are made by generation.
+    """
+    if not all("ll" in row for row in rows):
+        return {}
+    metrics = _estimates(benchmark, [{**row, **row["likelihood"]} for row in rows])
+    return {"likelihood": {"agreement": agreement(rows), "partial_metrics" if partial else "metrics": metrics}}
+
+
+def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str) -> dict[str, Any]:
+    clusters = [row["cluster"] for row in rows]
+    found = estimate(metric.summands(rows), clusters, metric.statistic, cluster_name)
+    return found | {"style": asdict(metric.style)}
 
 
 def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """The primary metric within each value of a category."""
+    primary = next(metric for metric in benchmark.metrics if metric.primary)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["categories"][name], []).append(row)
     return {
-        value: {"n": len(group)} | _estimate(group, benchmark.primary_metric, benchmark.cluster)
+        value: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
         for value, group in sorted(groups.items())
     }
 
@@ -140,9 +167,9 @@ def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) 
 def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {
         "unparsed": sum(row["parsed"] is None for row in rows),
+        "unparsed_lenient": sum(row["parsed_lenient"] is None for row in rows),
         "truncated": sum(row["finish"] == "length" for row in rows),
         "empty": sum(not row["text"].strip() for row in rows),
-        "errors": 0,  # an error ends the run; finished predictions are kept
     }
 
 
@@ -151,6 +178,20 @@ def write_results(output: Path, results: dict[str, Any], rows: Sequence[dict[str
     output.mkdir(parents=True, exist_ok=True)
     write_text_atomically(output / "samples.jsonl", "".join(json_line(row) for row in rows))
     write_text_atomically(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_submission(
+    output: Path, benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str, Prediction]
+) -> Path | None:
+    """Write the file that the benchmark's test server or judge takes, and return its path; None where there is none.
+
+    Servers refuse a file that misses a question, so a partial run writes none.
+    """
+    if benchmark.submission is None or len(predictions) != len(data.samples):
+        return None
+    path = output / benchmark.submission.file_name
+    write_text_atomically(path, benchmark.submission.write(data, predictions))
+    return path
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -180,15 +221,29 @@ def summary(results: dict[str, Any]) -> str:
     title = f"{benchmark['name']} {benchmark['split']}"
     if results["partial"]:
         return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
-    name, metric = next((name, metric) for name, metric in results["metrics"].items() if metric["primary"])
-    lines = [f"{title}: {name} {format_estimate(metric)}, {benchmark['n']:,} samples"]
+    if not results["metrics"]:
+        return f"{title}: {benchmark['n']:,} answers, not scored here: {benchmark['reference']}"
+    primary = next(name for name, metric in results["metrics"].items() if metric["primary"])
+    lines = [f"{title}: {primary} {format_estimate(results['metrics'][primary])}, {benchmark['n']:,} samples"]
+    if "likelihood" in results:
+        lines.append(_likelihood_summary(results["likelihood"], primary))
+    others = ((name, metric) for name, metric in results["metrics"].items() if not metric["primary"])
+    lines += [f"  {name} {format_estimate(metric)}" for name, metric in others]
     for groups in results["breakdown"].values():
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
+    if not benchmark["fingerprint_checked"]:
+        lines.append("  the data were counted, but no official fingerprint is known to compare theirs with")
     return "\n".join(lines)
 
 
+def _likelihood_summary(block: dict[str, Any], primary: str) -> str:
+    value = format_estimate(block["metrics"][primary])
+    return f"  by likelihood of the options: {primary} {value}; generation agrees in {100 * block['agreement']:.1f} %"
+
+
 def format_estimate(metric: dict[str, Any]) -> str:
-    """A share with its interval, in percent."""
-    low, high = metric["ci95"]
-    return f"{100 * metric['value']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+    """A value with its interval, in the metric's own unit and number of digits."""
+    style = Style(**metric["style"])
+    low, high = (style.number(bound) for bound in metric["ci95"])
+    return f"{style.text(metric['value'])} (95 % interval {low} to {high})"

@@ -4,23 +4,32 @@
     python -m eval.run --model outputs/quickstart/stage2 --benchmarks easy_vqa --output outputs/quickstart/eval
 
 Writes OUTPUT/BENCHMARK/{predictions.jsonl, samples.jsonl, results.json}. Interrupted, even by kill -9, the same command
-resumes. `--limit N` asks only the first N questions; such a run prints no headline number.
+resumes, with another number of `--processes` too. `--limit N` asks only the first N questions; such a run prints no
+headline number, nor does one in which a sample could not be answered; that one ends with an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from defocus_mllm.console import run_script
+from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
 from eval.registry import Benchmark, benchmark_names, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results
-from eval.runner import generate_answers
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
+from eval.runner import Answers, generate_answers
+from eval.samples import BenchmarkData
+from eval.workers import Workers
 
-DEFAULT_BATCH_SIZE = 64
+_FAILURES_SHOWN = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,10 +43,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     benchmarks = [get_benchmark(name) for name in arguments.benchmarks.split(",")]
-    generator = TransformersGenerator(arguments.model, arguments.device)
-    scope = {"data_root": arguments.data_root, "limit": arguments.limit, "batch_size": arguments.batch_size}
-    for benchmark in benchmarks:
-        print(evaluate(benchmark, generator, arguments.output, **scope))
+    make_generator = functools.partial(generator_of_process, arguments.model, arguments.device, arguments.processes)
+    generator = make_generator(0)
+    scope = {
+        name: getattr(arguments, name) for name in ("data_root", "limit", "batch_size", "batch_tokens", "likelihood")
+    }
+    failures = []
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if arguments.processes > 1:
+            workers = stack.enter_context(Workers(make_generator, arguments.processes - 1))
+        for benchmark in benchmarks:
+            try:
+                print(evaluate(benchmark, generator, arguments.output, workers=workers, **scope))
+            except SamplesFailedError as error:
+                failures.append(str(error))
+    if failures:
+        raise SamplesFailedError("; ".join(failures))
+
+
+class SamplesFailedError(ValueError):
+    """Some samples could not be answered; results of the others are on disk, without a headline number."""
+
+
+def generator_of_process(model: Path, device: str | None, processes: int, number: int) -> TransformersGenerator:
+    """The model of process `number` of `processes`: GPUs are dealt out in turn, CPU threads are shared out."""
+    if device in (None, "cuda") and torch.cuda.is_available():
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    elif processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    return TransformersGenerator(model, device)
 
 
 def evaluate(
@@ -46,52 +81,111 @@ def evaluate(
     output: Path,
     data_root: Path | None = None,
     limit: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int = DEFAULT_SAMPLES,
+    batch_tokens: int = DEFAULT_TOKENS,
+    workers: Workers | None = None,
+    likelihood: bool = False,
 ) -> str:
     """Evaluate a model on one benchmark, write `output`/BENCHMARK and return the summary to print.
 
+    `workers` answer beside this process; `likelihood` scores the benchmark's options beside the generated answers.
+
     Raises:
+        SamplesFailedError: a sample could not be answered; the message names the first ones, everything is written.
         FileNotFoundError, ValueError: data or images missing, malformed or not the official ones; `limit` would replace
             a complete result by a partial one.
     """
     folder = output / benchmark.name
     data = benchmark.load_verified(data_root)
     samples = data.samples[:limit]
-    result, journal = folder / "results.json", folder / "predictions.jsonl"
+    policy = BatchPolicy(batch_size, batch_tokens)
     keep_complete(folder, partial=len(samples) < len(data.samples))
-    # While predictions are being made, no result of an earlier model may stand beside them.
-    answers = generate_answers(benchmark, data.root, samples, generator, journal, batch_size, outdated=result)
+    answers = generate_answers(
+        benchmark,
+        data.root,
+        samples,
+        generator,
+        folder / "predictions.jsonl",
+        policy,
+        outdated=folder / "results.json",  # no result of an earlier model may stand beside new predictions
+        workers=workers,
+        likelihood=likelihood,
+    )
     if answers.other_keys:
         print(
-            f"{journal}: {answers.other_keys} predictions made with another model, image, setting or version: "
-            "kept, not used"
+            f"{folder / 'predictions.jsonl'}: {answers.other_keys} predictions made with another model, image, setting "
+            "or version: kept, not used"
         )
-    rows = score_samples(benchmark, samples, {prediction.id: prediction for prediction in answers.predictions})
+    _fail_if_nothing_was_answered(benchmark, answers)
+    throughput = _throughput(answers, policy, workers)
+    return _score_and_write(benchmark, data, generator, answers, folder, limit=limit, throughput=throughput)
+
+
+def _score_and_write(
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    generator: Generator,
+    answers: Answers,
+    folder: Path,
+    *,
+    limit: int | None,
+    throughput: dict[str, Any],
+) -> str:
+    predictions = {prediction.id: prediction for prediction in answers.predictions}
+    rows = score_samples(benchmark, data.samples, predictions)
     results = build_results(
         benchmark,
         data,
         rows,
         model=generator.describe(),
         generation=generator.settings(benchmark.max_new_tokens),
-        throughput={
-            "wall_s": round(answers.wall_s, 3),
-            "generated": answers.generated,
-            "samples_per_s": round(answers.generated / answers.wall_s, 2),
-            "peak_mem_gb": round(peak_memory_gb(), 3),
-            "batch_policy": f"samples<={batch_size}, longest prompt first",
-        },
+        throughput=throughput,
         limit=limit,
         resumed=answers.resumed,
+        failures=answers.failures,
     )
+    keep_complete(folder, partial=results["partial"])
     write_results(folder, results, rows)
+    if answers.failures:
+        print(summary(results))
+        raise SamplesFailedError(_describe_failures(benchmark, answers))
+    write_submission(folder, benchmark, data, predictions)
     return summary(results)
+
+
+def _fail_if_nothing_was_answered(benchmark: Benchmark, answers: Answers) -> None:
+    if answers.failures and not answers.predictions:
+        raise SamplesFailedError(_describe_failures(benchmark, answers))
+
+
+def _describe_failures(benchmark: Benchmark, answers: Answers) -> str:
+    failures = list(answers.failures.items())
+    shown = ", ".join(f"{sample} ({reason})" for sample, reason in failures[:_FAILURES_SHOWN])
+    more = f" and {len(failures) - _FAILURES_SHOWN} more" if len(failures) > _FAILURES_SHOWN else ""
+    return f"{benchmark.name}: {len(failures)} samples could not be answered: {shown}{more}; mend them and run again"
+
+
+def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) -> dict[str, Any]:
+    tokens = [(prediction.n_in or 0, prediction.n_out or 0) for prediction in answers.fresh]
+    return {
+        "wall_s": round(answers.wall_s, 3),
+        "generated": answers.generated,
+        "samples_per_s": round(answers.generated / answers.wall_s, 2),
+        "prompt_tok_s": round(sum(n_in for n_in, _ in tokens) / answers.wall_s, 1),
+        "answer_tok_s": round(sum(n_out for _, n_out in tokens) / answers.wall_s, 1),
+        "peak_mem_gb": round(peak_memory_gb(), 3),
+        "batch_policy": str(policy),
+        "oom_backoffs": answers.backoffs,
+        "processes": 1 + (workers.count if workers else 0),
+    }
 
 
 def describe_benchmark(benchmark: Benchmark) -> str:
     """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
+    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
     return (
         f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
-        f"headline: {benchmark.primary_metric})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
+        f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
     )
 
 
@@ -112,7 +206,14 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go to DIR/BENCHMARK")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="data in DIR/BENCHMARK instead of the default")
     parser.add_argument("--limit", type=_positive_integer, metavar="N", help="ask only the first N questions")
-    parser.add_argument("--batch-size", type=_positive_integer, default=DEFAULT_BATCH_SIZE, metavar="N")
+    parser.add_argument(
+        "--batch-size", type=_positive_integer, default=DEFAULT_SAMPLES, metavar="N", help="most samples"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=_positive_integer, default=DEFAULT_TOKENS, metavar="N", help="most tokens, images too"
+    )
+    parser.add_argument("--processes", type=_positive_integer, default=1, metavar="N", help="each with its own model")
+    parser.add_argument("--likelihood", action="store_true", help="also the log-likelihood of each given option")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     return parser
 

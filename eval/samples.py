@@ -16,7 +16,9 @@ class Sample:
 
     `images` are paths relative to the benchmark's data root (none for a text-only question); samples of one `cluster`
     (usually one image) are not independent, which the confidence interval must know; `categories` are the columns
-    by which results are broken down.
+    by which results are broken down. `answers` are all accepted answers where a question has several (`target` is then
+    the most frequent or first one), `choices` the options of a multiple-choice question, without their letters, and
+    `details` whatever else the prompt, the scoring rule or the submission needs (OCR tokens, a hint, official keys).
     """
 
     id: str
@@ -25,19 +27,31 @@ class Sample:
     target: str
     cluster: str
     categories: Mapping[str, str] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """The samples of a benchmark in their official order, and the folder their image paths are relative to."""
+    """The samples of a benchmark in their official order, and the folder their image paths are relative to.
+
+    `compared` are the fields of a sample that the fingerprint covers: not those that differ between the layouts in
+    which the same data are installed.
+    """
 
     root: Path
     samples: tuple[Sample, ...]
+    compared: tuple[str, ...] = ("id", "question", "target", "images", "answers", "choices")
 
     def fingerprint(self) -> str:
-        """sha256 over (id, question, target, images), sorted by id: equal wherever the same data are installed."""
-        rows = sorted((sample.id, sample.question, sample.target, sample.images) for sample in self.samples)
-        return sha256_of_json(rows)
+        """sha256 over what the samples ask and accept, sorted by id: equal wherever the same data are installed."""
+        rows = [self._identity(sample) for sample in self.samples]
+        return sha256_of_json(sorted(rows, key=lambda row: str(row[0])))
+
+    def _identity(self, sample: Sample) -> list[Any]:
+        values = {name: getattr(sample, name) for name in self.compared}
+        return [value for name, value in values.items() if value or name not in ("answers", "choices")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class Prediction:
     """A model's answer to one sample.
 
     `finish` is "stop" (the model ended its turn) or "length" (cut at the token limit); `n_in` and `n_out` count prompt
-    and answer tokens; `secs` is this sample's share of its batch's wall time. None where a predictions file is silent.
+    and answer tokens; `secs` is this sample's share of its batch's wall time; `ll` maps each option to its
+    log-likelihood, if that was asked for. None where a predictions file is silent.
     """
 
     id: str
@@ -54,6 +69,7 @@ class Prediction:
     n_in: int | None = None
     n_out: int | None = None
     secs: float | None = None
+    ll: Mapping[str, float] | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> Prediction:
@@ -65,5 +81,6 @@ class Prediction:
         return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
-        """The prediction as a JSON object."""
-        return asdict(self)
+        """The prediction as a JSON object; `ll` only where there is one."""
+        row = asdict(self)
+        return row if self.ll is not None else {name: value for name, value in row.items() if name != "ll"}

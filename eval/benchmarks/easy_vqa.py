@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from eval.files import read_json
+from eval.measures import mean_of
 from eval.metrics.exact_match import exact_match, lenient_exact_match
-from eval.registry import Baseline, Benchmark, Metric
+from eval.registry import Baseline, Benchmark
 from eval.samples import BenchmarkData, Sample
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -73,6 +75,16 @@ def parse(text: str) -> str | None:
     return answer if answer in ANSWER_TYPE else None
 
 
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The sample's row: the answer as it is, and with letter case and one closing period forgiven."""
+    return {
+        "parsed": parse(text),
+        "parsed_lenient": parse(text.strip().removesuffix(".").lower()),
+        "score": exact_match(text, sample.target),
+        "score_lenient": lenient_exact_match(text, sample.target),
+    }
+
+
 BENCHMARK = Benchmark(
     name="easy_vqa",
     split="test",
@@ -86,12 +98,10 @@ BENCHMARK = Benchmark(
     prompt=lambda sample: sample.question,
     max_new_tokens=16,
     parser="exact",
-    parse=parse,
-    metrics=(
-        Metric("accuracy", lambda text, sample: exact_match(text, sample.target), primary=True),
-        Metric("accuracy_lenient", lambda text, sample: lenient_exact_match(text, sample.target)),
-    ),
+    judge=judge,
+    metrics=(mean_of("accuracy", "score", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("answer_type",),
+    options=lambda _: tuple(ANSWER_TYPE),
     baselines=(
         Baseline(
             "question only, no image", 0.678, "most frequent test answer to each question: a blind model's ceiling"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ class FakeGenerator:
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
         return {"max_new_tokens": max_new_tokens}
 
-    def prompt_length(self, prompt: str) -> int:
-        return len(prompt.split())
+    def request_length(self, request: Request) -> int:
+        return len(request.prompt.split())
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         if len(self.batches) == self._dies_at:
@@ -38,3 +39,24 @@ class FakeGenerator:
         digest = hashlib.sha256(f"{self.fingerprint}{request.prompt}{request.images[0].name}".encode()).digest()
         text = "yes" if request.prompt.startswith("is") else ("red", "circle", "fish", "")[digest[0] % 4]
         return Prediction(request.id, text, finish="stop", n_in=7, n_out=2, secs=0.0)
+
+
+class SlowGenerator(FakeGenerator):
+    """Takes its time over every batch."""
+
+    def __init__(self, seconds: float, dies_at: int | None = None) -> None:
+        super().__init__(dies_at=dies_at)
+        self._seconds = seconds
+
+    def forget_images(self) -> None:
+        """There is nothing to forget."""
+
+    @classmethod
+    def of_process(cls, seconds: float, dies_at: int | None, number: int) -> SlowGenerator:
+        """The generator of process `number`, which must not be the parent's 0."""
+        assert number > 0
+        return cls(seconds, dies_at)
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
+        time.sleep(self._seconds)
+        return super().generate(requests, max_new_tokens)

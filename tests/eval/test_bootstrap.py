@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.bootstrap import cluster_sums, estimate, wilson_interval
+from eval.metrics.yes_no import pope_f1
 
 
 def components(scores: np.ndarray) -> np.ndarray:
@@ -67,6 +68,19 @@ def test_perfect_score_is_not_certainty() -> None:
     assert result["method"] == "wilson"
     assert result["se"] is None
     assert result["ci95"] == [pytest.approx(0.8668, abs=1e-4), 1.0], "25 images, not 250 questions"
+
+
+def test_a_perfect_ratio_is_not_certainty_either() -> None:
+    hits = np.tile([1.0, 0, 0, 0, 0], (100, 1))
+    result = estimate(hits, [str(index // 4) for index in range(100)], pope_f1)
+    assert result["method"] == "wilson"
+    assert result["ci95"] == [pytest.approx(0.8668, abs=1e-4), 1.0]
+
+
+def test_no_difference_is_a_difference_like_any_other() -> None:
+    clusters = [str(index) for index in range(20)]
+    result = estimate(np.ones((20, 2)), clusters, lambda sums: sums[..., 0] - sums[..., 1], is_share=False)
+    assert (result["method"], result["ci95"]) == ("cluster_bootstrap", [0, 0])
 
 
 def test_wilson_interval_of_no_success_in_25() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from eval.benchmarks.easy_vqa import BENCHMARK
 from eval.environment import code_digest
 from eval.generator import Request, TransformersGenerator, usable_device
+from eval.image_features import ImageFeatures
 from eval.registry import Benchmark
 from eval.run import evaluate, main
 from tests.eval.fake_generator import FakeGenerator
@@ -48,6 +49,41 @@ def test_batched_answers_equal_single_answers(model_dir: Path, requests: list[Re
             in_batch.n_in,
             in_batch.n_out,
         )
+
+
+def test_an_image_is_encoded_once_and_answers_stay(
+    model_dir: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    encoded: list[int] = []
+    tower = generator.model.model.vision_tower
+    tower.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
+    first = [generator.generate(requests[start : start + 6], 8) for start in range(0, 60, 6)]
+    assert sum(encoded) == len({request.images for request in requests}) == 12
+    monkeypatch.setattr(generator, "_image_features", None)
+    plain = generator.generate(requests, 8)
+    assert sum(encoded) == 12 + 60
+    assert [p.text for batch in first for p in batch] == [p.text for p in plain]
+
+
+def test_features_of_images_stay_within_their_budget(model_dir: Path, requests: list[Request]) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    generator._image_features = ImageFeatures(generator.model, byte_budget=1)
+    answers = generator.generate(requests[:12], 4)
+    assert not generator._image_features._features
+    assert [p.text for p in generator.generate(requests[:12], 4)] == [p.text for p in answers]
+
+
+def test_length_of_a_request_counts_its_images(model_dir: Path, requests: list[Request]) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    image_tokens = generator.processor.num_image_tokens
+    text_only = Request("t", requests[0].prompt, ())
+    assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens
+    predictions = generator.generate(requests[:5], max_new_tokens=2)
+    pairs = zip(predictions, requests[:5], strict=True)
+    (template,) = {prediction.n_in - generator.request_length(request) for prediction, request in pairs}
+    generator._image_tokens = None  # as with a processor that does not say how many tokens an image has
+    assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens + template
 
 
 def test_answers_depend_on_image_and_question(model_dir: Path, requests: list[Request]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,13 @@ from PIL import Image
 
 import defocus_mllm
 from eval import environment
+from eval.batches import BatchPolicy, BatchQueue
 from eval.environment import code_digest, sources_digest
 from eval.generator import Request
 from eval.images import ImageCache
 from eval.journal import PredictionJournal
 from eval.registry import Benchmark
-from eval.runner import Answers, generate_answers, length_sorted_batches
+from eval.runner import Answers, generate_answers
 from eval.samples import Prediction
 from tests.eval.fake_generator import FakeGenerator
 
@@ -34,20 +36,34 @@ def lines_of(path: Path) -> list[str]:
 
 def run(benchmark: Benchmark, data_root: Path, journal: Path, generator: FakeGenerator, batch_size: int = 7) -> Answers:
     data = benchmark.load(data_root)
-    return generate_answers(benchmark, data.root, data.samples, generator, journal, batch_size)
+    return generate_answers(benchmark, data.root, data.samples, generator, journal, BatchPolicy(batch_size))
 
 
 @given(
     prompts=st.lists(st.text("ab ", min_size=1, max_size=12), max_size=40),
-    batch_size=st.integers(1, 9),
+    samples=st.integers(1, 9),
+    tokens=st.integers(1, 60),
 )
-def test_batches_hold_every_request_once_longest_first(prompts: list[str], batch_size: int) -> None:
+def test_batches_hold_every_request_once_longest_first_within_the_budget(
+    prompts: list[str], samples: int, tokens: int
+) -> None:
     requests = [Request(str(index), prompt, ()) for index, prompt in enumerate(prompts)]
-    batches = length_sorted_batches(requests, len, batch_size)
+    queue = BatchQueue(requests, lambda request: len(request.prompt), BatchPolicy(samples, tokens), max_new_tokens=3)
+    batches = list(iter(queue.take, []))
     flat = [request for batch in batches for request in batch]
     assert sorted(request.id for request in flat) == sorted(request.id for request in requests)
     assert [len(request.prompt) for request in flat] == sorted((len(prompt) for prompt in prompts), reverse=True)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
+    for batch, following in itertools.zip_longest(batches, batches[1:]):
+        longest = len(batch[0].prompt) + 3
+        assert len(batch) == 1 or (len(batch) <= samples and len(batch) * longest <= tokens)
+        if following:
+            assert len(batch) == samples or (len(batch) + 1) * longest > tokens, "room for one more"
+
+
+def test_requests_of_one_length_keep_their_order() -> None:
+    requests = [Request(str(index), "abc", ()) for index in range(10)]
+    queue = BatchQueue(requests, lambda _: 3, BatchPolicy(4, 1000), 0)
+    assert [request.id for batch in iter(queue.take, []) for request in batch] == [str(index) for index in range(10)]
 
 
 def test_predictions_come_back_in_sample_order(benchmark: Benchmark, data_root: Path, journal_path: Path) -> None:
@@ -111,7 +127,8 @@ def test_source_digest_follows_the_code_and_not_its_place(tmp_path: Path) -> Non
 
 def test_code_digest_covers_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_digest()
-    shutil.copy(Path(environment.__file__).with_name("generator.py"), tmp_path)
+    for name in ("generator.py", "image_features.py", "likelihood.py"):
+        shutil.copy(Path(environment.__file__).with_name(name), tmp_path)
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     assert code_digest.__wrapped__() == before
     with (tmp_path / "generator.py").open("a") as file:

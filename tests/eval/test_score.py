@@ -33,7 +33,9 @@ def test_score_gives_the_metrics_of_the_run(predictions: Path, data_root: Path, 
 
 def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_root: Path, tmp_path: Path) -> None:
     predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:-1]))
-    printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    with pytest.raises(ValueError, match="1 of 60 samples have no prediction"):
+        score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root, partial=True)
     assert printed == "easy_vqa test: partial 59/60: no headline number"
 
 
@@ -42,7 +44,7 @@ def test_incomplete_predictions_replace_no_complete_result(predictions: Path, da
     before = (tmp_path / "scored" / "results.json").read_text()
     predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match="holds a complete result"):
-        score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+        score_file("easy_vqa", predictions, tmp_path / "scored", data_root, partial=True)
     assert (tmp_path / "scored" / "results.json").read_text() == before
 
 

@@ -1,0 +1,121 @@
+"""MMBench dev (English): multiple choice, each question asked with its options rotated; right only if right every time.
+
+Data and pipeline: https://github.com/open-compass/MMBench. The official pipeline reads odd answers with ChatGPT and
+guesses where that fails; here its offline heuristics read them (VLMEvalKit's `--judge exact_matching`), and what they
+cannot read is wrong. `first_pass` and `all_rotations` are not for reporting: they are higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table
+from eval.measures import Metric, Row, Style, mean_of
+from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
+from eval.registry import Benchmark
+from eval.samples import BenchmarkData, Prediction, Sample
+
+_FILE = "mmbench_dev_20230712.tsv"
+_ROTATION = 1_000_000
+_FOUR_DIGITS = Style(digits=4)
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read the official table. FileNotFoundError if it is missing; ValueError names a malformed record."""
+    root = find_folder("mmbench", data_root, [_FILE], BENCHMARK.data_needed)
+    return _samples(root, root / _FILE, read_table(root / _FILE))
+
+
+def load_from_predictions(path: Path) -> BenchmarkData:
+    """The truth of an answer table, whose rows repeat options and `answer`."""
+    return _samples(path.parent, path, read_answers(path))
+
+
+def _samples(root: Path, path: Path, rows: list[dict[str, Any]]) -> BenchmarkData:
+    samples = tuple(_read(row, f"{path}, record {number}") for number, row in enumerate(rows, 1))
+    return BenchmarkData(root, samples, compared=("id", "target"))
+
+
+def _index(row: dict[str, Any], where: str) -> int:
+    value = field(row, ("index", "question_id"), where)
+    try:
+        return int(float(value))
+    except ValueError as error:
+        raise ValueError(f"{where}: 'index' must be a number, found {value!r}") from error
+
+
+def _read(row: dict[str, Any], where: str) -> Sample:
+    index, answer = _index(row, where), field(row, ("answer",), where)
+    choices = [str(row.get(letter) or "") for letter in "ABCD"]
+    while choices and choices[-1] in ("", "nan"):
+        choices.pop()
+    if len(answer) != 1 or answer not in "ABCD"[: len(choices)]:
+        raise ValueError(f"{where}: 'answer' must be the letter of an option, found {answer!r}")
+    hint = row.get("hint") or ""
+    group = str(index % _ROTATION)
+    return Sample(
+        id=str(index),
+        images=(f"images/{group}.jpg",),
+        question=(f"{hint}\n" if hint and hint != "nan" else "") + (row.get("question") or ""),
+        target=answer,
+        cluster=group,
+        categories={"category": row.get("category") or "", "rotation": str(index // _ROTATION)},
+        choices=tuple(choices),
+    )
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The offline heuristics and the forgiving reading; `group` is the question, whatever its rotation."""
+    official, lenient = parse_mmbench(text, sample.choices), parse_letter_lenient(text, sample.choices)
+    return {
+        "parsed": official,
+        "parsed_lenient": lenient,
+        "score": float(official == sample.target),
+        "score_lenient": float(lenient == sample.target),
+        "group": sample.cluster,
+    }
+
+
+def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+    """An answer table (`index`, `prediction`) or LLaVA's rows (`question_id`, `text`)."""
+    return collect(path, data, lambda row, where: str(_index(row, where)), ("prediction", "text"))
+
+
+def _circular(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
+    return lambda rows: circular_sums(rows, "group", key)
+
+
+def _first_pass(rows: Sequence[Row]) -> np.ndarray:
+    first = [float(row["categories"]["rotation"] == "0") for row in rows]
+    return np.array([[weight * row["score"], weight] for weight, row in zip(first, rows, strict=True)])
+
+
+BENCHMARK = Benchmark(
+    name="mmbench",
+    split="dev",
+    version="20230712",
+    reference="https://github.com/open-compass/MMBench",
+    data_needed=f"--data-root DIR with DIR/mmbench/{_FILE}, and its column `image`, decoded, in "
+    "DIR/mmbench/images/INDEX.jpg (first rotations only); to score an answer table that holds the truth, neither",
+    load=load,
+    n_expected=4377,
+    fingerprint="2fa4eef32eb2f76882d5a204545cb20b8b882e114bcd8bde6c3a804d56cc2b63",
+    prompt_id="llava15_letter_hint",
+    prompt=letter_prompt,
+    max_new_tokens=16,
+    parser="offline heuristics of MMBench, unread = wrong",
+    judge=judge,
+    metrics=(
+        Metric("circular_accuracy", _circular("score"), primary=True, style=_FOUR_DIGITS),
+        Metric("circular_accuracy_lenient", _circular("score_lenient"), style=_FOUR_DIGITS),
+        Metric("first_pass", _first_pass, style=_FOUR_DIGITS),
+        mean_of("all_rotations", style=_FOUR_DIGITS),
+    ),
+    cluster="question with its rotations",
+    import_predictions=import_predictions,
+    load_from_predictions=load_from_predictions,
+)

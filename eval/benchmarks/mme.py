@@ -1,0 +1,151 @@
+"""MME: 14 abilities, two yes/no questions about each of 1,187 images; 100 (accuracy + accuracy+) points each.
+
+Official scorer: `calculation.py` of eval_tool.zip,
+https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation. Perception (10 abilities) has at
+most 2,000 points, cognition (4) at most 800.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
+from eval.files import read_json_lines
+from eval.measures import Metric, Style
+from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, mme_sums, parse_mme, parse_yes_no_lenient
+from eval.registry import Benchmark
+from eval.samples import BenchmarkData, Prediction, Sample
+
+_INSTRUCTION = "Please answer yes or no."
+_POINTS = Style(scale=1.0, digits=4, unit="")
+_RELEASE = "MME_Benchmark_release_version"
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read ground_truth.jsonl (category, image_stem, question, answer) or the folders of the official release.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: a malformed record; the message names file and record.
+    """
+    try:
+        root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
+    except FileNotFoundError:
+        root = find_folder("mme", data_root, [_RELEASE], BENCHMARK.data_needed) / _RELEASE
+        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
+    else:
+        samples = [_from_row(root, number, row) for number, row in _numbered(root / "ground_truth.jsonl")]
+    return BenchmarkData(root, tuple(samples), compared=("id", "target"))
+
+
+def _numbered(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    return list(enumerate(read_json_lines(path), 1))
+
+
+def _from_row(root: Path, number: int, row: dict[str, Any]) -> Sample:
+    where = f"{root / 'ground_truth.jsonl'}, record {number}"
+    category, stem, question, answer = (
+        str(field(row, (name,), where)) for name in ("category", "image_stem", "question", "answer")
+    )
+    return _sample(category, stem, f"{category}/{stem}.jpg", question, answer, where)
+
+
+def _load_category(root: Path, category: str) -> list[Sample]:
+    """A folder with images and texts side by side, or in `images` and `questions_answers_YN`."""
+    texts, images = root / category / "questions_answers_YN", root / category / "images"
+    if not texts.is_dir():
+        texts = images = root / category
+    samples = []
+    for path in sorted(texts.glob("*.txt")):
+        image = next((file for file in sorted(images.glob(f"{path.stem}.*")) if file.suffix != ".txt"), None)
+        if image is None:
+            raise FileNotFoundError(f"{images / path.stem}.jpg or .png: no such file: {BENCHMARK.data_needed}")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            where = f"{path}, line {number}"
+            question, tab, answer = line.partition("\t")
+            if not tab:
+                raise ValueError(f"{where}: expected a question, a tab and an answer")
+            relative = str(image.relative_to(root))
+            samples.append(_sample(category, path.stem, relative, question, answer.strip(), where))
+    return samples
+
+
+def _sample(category: str, stem: str, image: str, question: str, answer: str, where: str) -> Sample:
+    if category not in (*PERCEPTION, *COGNITION) or answer.lower() not in ("yes", "no"):
+        raise ValueError(f"{where}: unknown category {category!r}, or answer {answer!r} that is neither yes nor no")
+    bare = _bare(question)
+    cluster = f"{category}/{stem}"
+    return Sample(f"{cluster}: {bare}", (image,), bare, answer.lower(), cluster, {"category": category})
+
+
+def _bare(question: str) -> str:
+    """The question without the instruction that LLaVA replaces by its own."""
+    return question.replace(_INSTRUCTION, "").strip()
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The official reading of the first four characters, and the forgiving one; what is neither is wrong."""
+    official, lenient = parse_mme(text), parse_yes_no_lenient(text)
+    return {
+        "parsed": official,
+        "parsed_lenient": lenient,
+        "score": float(official == sample.target),
+        "score_lenient": float(lenient == sample.target),
+        "category": sample.categories["category"],
+        "image": sample.cluster,
+    }
+
+
+def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+    """Rows of LLaVA's answer file: `question_id` is category/[images/]image, `prompt` begins with the question."""
+    questions: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in data.samples:
+        questions[sample.cluster].append(sample.question)
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        image = Path(str(field(row, ("question_id",), where)))
+        cluster = f"{image.parts[0]}/{image.stem}"
+        prompt = _bare(str(field(row, ("prompt", "question"), where)).removeprefix("<image>\n"))
+        asked = [question for question in questions[cluster] if prompt.startswith(question)]
+        if not asked:
+            raise ValueError(
+                f"{where}: the prompt begins with no question about the image {cluster!r} of this benchmark"
+            )
+        return f"{cluster}: {max(asked, key=len)}"
+
+    return collect(path, data, find_id)
+
+
+def _metrics() -> tuple[Metric, ...]:
+    groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in (*PERCEPTION, *COGNITION)}
+    metrics = []
+    for suffix in ("", "_lenient"):
+        summands = partial(mme_sums, key=f"score{suffix}")
+        for name, members in groups.items():
+            primary = name == "perception" and not suffix
+            metrics.append(Metric(f"{name}{suffix}", summands, mme_points(members), primary, _POINTS))
+    return tuple(metrics)
+
+
+BENCHMARK = Benchmark(
+    name="mme",
+    split="release",
+    version="2023-06",
+    reference="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
+    data_needed=f"--data-root DIR with DIR/mme/{_RELEASE}/CATEGORY/ (images and one text of two questions for each), asked "
+    "for at the address below; to score answers without images, DIR/mme/ground_truth.jsonl is enough",
+    load=load,
+    n_expected=2374,
+    fingerprint="d2088c02eacb35b2737cb6571759acfc018ecbbc79e84a7ea4e008bc5e089956",
+    prompt_id="llava15_short",
+    prompt=lambda sample: sample.question + SHORT_SUFFIX,
+    max_new_tokens=16,
+    parser="official (calculation.py: first four characters)",
+    judge=judge,
+    metrics=_metrics(),
+    options=lambda _: ("Yes", "No"),
+    import_predictions=import_predictions,
+)

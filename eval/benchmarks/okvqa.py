@@ -1,0 +1,44 @@
+"""OK-VQA, val2014: questions that need knowledge beyond the image.
+
+Official scorer: that of VQAv2, on the field `answer` (https://okvqa.allenai.org). In version 1.0 of the data `answer`
+is stemmed; predictions are compared as they are ("raw"): nothing is lemmatised, unlike in OpenFlamingo and LAVIS.
+LLaVA-1.5 publishes no number; the prompt is its short form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.benchmarks.official import by_question_id, find_folder, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge
+from eval.registry import Benchmark
+from eval.samples import BenchmarkData
+
+_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
+_ANNOTATIONS = "mscoco_val2014_annotations.json"
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
+    root = find_folder("okvqa", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
+    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, "val2014/COCO_val2014_{:012d}.jpg")
+
+
+BENCHMARK = Benchmark(
+    name="okvqa",
+    split="val2014",
+    version="1.1",
+    reference="https://okvqa.allenai.org",
+    data_needed=f"--data-root DIR with DIR/okvqa/{{{_QUESTIONS},{_ANNOTATIONS},val2014/COCO_val2014_*.jpg}}: "
+    "https://okvqa.allenai.org/download.html",
+    load=load,
+    n_expected=5046,
+    fingerprint=None,
+    prompt_id="llava15_short",
+    prompt=short_prompt,
+    max_new_tokens=16,
+    parser="official (vqaEval.py), raw predictions",
+    judge=soft_judge("official"),
+    metrics=METRICS,
+    import_predictions=by_question_id,
+)

@@ -1,0 +1,91 @@
+"""What the benchmarks of VQA soft accuracy share: the files of the VQA challenge, and the row of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.official import field
+from eval.files import read_json
+from eval.measures import Metric, mean_of
+from eval.metrics.vqa import Mode, normalize_vqa, vqa_soft_accuracy
+from eval.samples import BenchmarkData, Sample
+
+METRICS: tuple[Metric, ...] = (mean_of("vqa_accuracy", primary=True), mean_of("vqa_accuracy_lenient", "score_lenient"))
+
+
+def soft_judge(official: Mode) -> Callable[[str, Sample], dict[str, Any]]:
+    """Rows of soft accuracy: the official mode, and the best that normalising both sides gives to the answer's first
+    line.
+
+    An answer that is empty after normalisation is unparsed; nothing else can be, for any text may be an answer.
+    """
+
+    def judge(text: str, sample: Sample) -> dict[str, Any]:
+        text = text.strip()
+        line = text.split("\n")[0].strip()
+        score = vqa_soft_accuracy(text, sample.answers, official)
+        return {
+            "parsed": text or None,
+            "parsed_lenient": normalize_vqa(line) or None,
+            "score": score,
+            "score_lenient": max(score, vqa_soft_accuracy(line, sample.answers, "normalized")),
+        }
+
+    return judge
+
+
+def unscored_judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The row of a sample whose answers only the test server knows."""
+    answer = text.strip() or None
+    return {"parsed": answer, "parsed_lenient": answer}
+
+
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """The list `questions` of a file of the VQA challenge. ValueError if there is none."""
+    content = read_json(path)
+    questions = content.get("questions") if isinstance(content, dict) else None
+    if not isinstance(questions, list):
+        raise ValueError(f"{path}: expected an object with a list 'questions'")
+    return questions
+
+
+def load_vqa(root: Path, questions: str, annotations: str | None, image: str) -> BenchmarkData:
+    """Join questions and annotations; `image` is a format of the image number.
+
+    Raises:
+        ValueError: the two files hold other questions, or a malformed record; the message names it.
+    """
+    asked = read_questions(root / questions)
+    truth: dict[str, dict[str, Any]] = {}
+    if annotations is not None:
+        content = read_json(root / annotations)
+        rows = field(content, ("annotations",), str(root / annotations))
+        truth = {str(field(row, ("question_id",), str(root / annotations))): row for row in rows}
+        if set(truth) != {str(row.get("question_id")) for row in asked}:
+            raise ValueError(f"{root / annotations}: other questions than in {questions}")
+    samples = []
+    for number, row in enumerate(asked, 1):
+        where = f"{root / questions}, question {number}"
+        key = str(field(row, ("question_id",), where))
+        picture = field(row, ("image_id",), where)
+        known = truth.get(key, {})
+        answers = tuple(str(field(answer, ("answer",), where)) for answer in known.get("answers", ()))
+        samples.append(
+            Sample(
+                id=key,
+                images=(image.format(picture),),
+                question=field(row, ("question",), where),
+                target=known.get("multiple_choice_answer") or most_frequent(answers),
+                cluster=str(picture),
+                categories={"answer_type": known["answer_type"]} if "answer_type" in known else {},
+                answers=answers,
+            )
+        )
+    return BenchmarkData(root, tuple(samples))
+
+
+def most_frequent(answers: tuple[str, ...]) -> str:
+    """The answer given most often, the first of them in a tie; "" if there is none."""
+    return max(answers, key=answers.count, default="")

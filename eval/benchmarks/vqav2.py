@@ -1,0 +1,82 @@
+"""VQAv2: open questions about COCO images, ten answers each. `vqav2` is val2014; `vqav2_test_dev` goes to the test
+server.
+
+Official scorer: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA. Published
+LLaVA-1.5 numbers are of test-dev: do not compare them with val. LLaVA normalises answers before it submits them, which
+the submission here does too: against ten equal answers the official script compares letter for letter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from eval.benchmarks.official import by_question_id, find_folder, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, load_vqa, read_questions, soft_judge, unscored_judge
+from eval.metrics.vqa import normalize_vqa
+from eval.registry import Benchmark, Submission
+from eval.samples import BenchmarkData, Prediction
+
+_QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+_ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+_TEST_DEV = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+_TEST = "v2_OpenEnded_mscoco_test2015_questions.json"
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
+    root = find_folder("vqav2", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
+    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, "val2014/COCO_val2014_{:012d}.jpg")
+
+
+def load_test_dev(data_root: Path | None = None) -> BenchmarkData:
+    """Read the questions of test-dev, which have no public answers; test2015 must be there for the submission."""
+    root = find_folder("vqav2", data_root, [_TEST_DEV, _TEST], BENCHMARK_TEST_DEV.data_needed)
+    return load_vqa(root, _TEST_DEV, None, "test2015/COCO_test2015_{:012d}.jpg")
+
+
+def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """The server wants all of test2015: questions outside test-dev get the empty answer, as in LLaVA's script."""
+    rows = []
+    for question in read_questions(data.root / _TEST):
+        prediction = predictions.get(str(question["question_id"]))
+        answer = normalize_vqa(prediction.text) if prediction else ""
+        rows.append({"question_id": question["question_id"], "answer": answer})
+    return json.dumps(rows, ensure_ascii=False)
+
+
+BENCHMARK = Benchmark(
+    name="vqav2",
+    split="val2014",
+    version="2.0",
+    reference="https://github.com/GT-Vision-Lab/VQA",
+    data_needed=f"--data-root DIR with DIR/vqav2/{{{_QUESTIONS},{_ANNOTATIONS},val2014/COCO_val2014_*.jpg}}: "
+    "https://visualqa.org/download.html",
+    load=load,
+    n_expected=214354,
+    fingerprint=None,
+    prompt_id="llava15_short",
+    prompt=short_prompt,
+    max_new_tokens=16,
+    parser="official (vqaEval.py)",
+    judge=soft_judge("official"),
+    metrics=METRICS,
+    breakdowns=("answer_type",),
+    import_predictions=by_question_id,
+)
+
+BENCHMARK_TEST_DEV = dataclasses.replace(
+    BENCHMARK,
+    name="vqav2_test_dev",
+    split="test-dev2015",
+    data_needed=f"--data-root DIR with DIR/vqav2/{{{_TEST_DEV},{_TEST},test2015/COCO_test2015_*.jpg}}: "
+    "https://visualqa.org/download.html",
+    load=load_test_dev,
+    n_expected=107394,
+    judge=unscored_judge,
+    metrics=(),
+    breakdowns=(),
+    submission=Submission("vqav2_test_dev_submission.json", write_submission),
+)

@@ -1,0 +1,111 @@
+"""Scores of short answers: ANLS (DocVQA, InfoVQA), relaxed accuracy (ChartQA), GQA's accuracy, NLVR's two scores.
+
+Official scripts: the evaluator of the Robust Reading Competition (https://rrc.cvc.uab.es/?ch=17), `metrics.py` of
+https://github.com/google-research/pix2struct (ChartQA has none of its own), `eval.py` of
+https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and `metrics.py` of https://github.com/lil-lab/nlvr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.metrics.multiple_choice import circular_sums
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance: insertions, deletions and replacements of one character."""
+    distances = list(range(len(second) + 1))
+    for row, letter in enumerate(first, 1):
+        diagonal, distances[0] = distances[0], row
+        for column, other in enumerate(second, 1):
+            best = min(distances[column] + 1, distances[column - 1] + 1, diagonal + (letter != other))
+            diagonal, distances[column] = distances[column], best
+    return distances[-1]
+
+
+def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+    """Average normalised Levenshtein similarity of one question: 1 - the smallest distance / length, 0 to 1.
+
+    Both sides are lower-cased and their white space collapsed, but the length is that of the longer RAW text. A
+    similarity below `threshold` is 0; the threshold itself is kept. Two empty texts are equal.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    if not answers:
+        raise ValueError("answers: expected at least one")
+    given = " ".join(prediction.lower().split())
+    similarities = []
+    for answer in answers:
+        length = max(len(answer), len(prediction))
+        distance = edit_distance(" ".join(answer.lower().split()), given)
+        similarities.append(1.0 - (distance / length if length else 0.0))
+    best = max(similarities)
+    return best if best >= threshold else 0.0
+
+
+def relaxed_accuracy(prediction: str, target: str) -> float:
+    """ChartQA: 1.0 if a number is within 5 % of the target's, or else the texts are equal in lower case.
+
+    As in pix2struct: "7%" reads as 0.07, commas and signs of money are not read, a target of 0 is compared as text
+    ("0.0" is wrong), and years pass within 5 % as well.
+    """
+    found, wanted = _number(prediction), _number(target)
+    if found is not None and wanted:
+        return float(abs(found - wanted) / abs(wanted) <= 0.05)
+    return float(prediction.lower() == target.lower())
+
+
+def relaxed_accuracy_lenient(prediction: str, target: str) -> float:
+    """Relaxed accuracy that also forgives white space, a closing period, commas in numbers, "$" and "%"."""
+
+    def plain(text: str) -> str:
+        return text.strip().removesuffix(".").replace(",", "").replace("$", "").removesuffix("%").strip()
+
+    return max(relaxed_accuracy(prediction, target), relaxed_accuracy(plain(prediction), plain(target)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def gqa_accuracy(prediction: str, answer: str) -> float:
+    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case)."""
+    return float(prediction.rstrip(".").lower() == answer)
+
+
+def gqa_accuracy_lenient(prediction: str, answer: str) -> float:
+    """GQA's accuracy that also forgives white space and a leading article."""
+    words = prediction.strip().rstrip(".").lower().split()
+    return float(" ".join(words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words) == answer.lower())
+
+
+def nlvr_sums(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(rows, 4): right, 1, sentence group all right, 1 at the group's first row; rows are those of `nlvr_scores`."""
+    read = [{"group": _sentence(row), "correct": _is_right(row)} for row in rows]
+    each = np.array([[row["correct"], 1.0] for row in read], dtype=float)
+    return np.concatenate([each, circular_sums(read)], axis=1)
+
+
+def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """precision: share of images right; consistency: share of sentences right for every box and permutation.
+
+    Rows are {"identifier": "n-m", "label", "prediction"}, one per image (six permutations of each example); the
+    sentence is n, whatever m. Labels and predictions are "true" or "false" in any letter case; another answer is wrong.
+    """
+    right, number, whole, groups = nlvr_sums(rows).sum(axis=0)
+    return {"precision": float(right / number), "consistency": float(whole / groups)}
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    return str(row["identifier"]).split("-")[0]
+
+
+def _is_right(row: Mapping[str, Any]) -> bool:
+    return str(row["prediction"]).strip().lower() == str(row["label"]).strip().lower()
