@@ -111,9 +111,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
         prompt = _bare(str(field(row, ("prompt", "question"), where)).removeprefix("<image>\n"))
         asked = [question for question in questions[cluster] if prompt.startswith(question)]
         if not asked:
-            raise ValueError(
-                f"{where}: the prompt begins with no question about the image {cluster!r} of this benchmark"
-            )
+            raise ValueError(f"{where}: the prompt begins with no question about the image {cluster!r}")
         return f"{cluster}: {max(asked, key=len)}"
 
     return collect(path, data, find_id)

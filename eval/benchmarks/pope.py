@@ -80,9 +80,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
         number = row["question_id"] % _PER_CATEGORY if numbered[category] else position[category]
         sample_id = f"{category}-{number}"
         if row.get("image", images.get(sample_id)) != images.get(sample_id):
-            raise ValueError(
-                f"{where}: 'image' is {row['image']!r}, but {sample_id} is about {images.get(sample_id)!r}"
-            )
+            raise ValueError(f"{where}: 'image' is {row['image']!r}, {sample_id} is about {images.get(sample_id)!r}")
         return sample_id
 
     return collect(path, data, find_id)
