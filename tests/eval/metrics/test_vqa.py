@@ -78,7 +78,7 @@ def test_normalisation(text: str, official: str, m4c: str) -> None:
 
 @pytest.mark.parametrize(("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best")])
 def test_misuse_is_refused(answers: list[str], mode: str) -> None:
-    with pytest.raises(ValueError, match="answers: expected|mode must be"):
+    with pytest.raises(ValueError, match=r"answers: expected|mode must be"):
         vqa_soft_accuracy("a", answers, mode)
 
 
