@@ -111,6 +111,8 @@ def test_mmbench_rotations(tmp_path: Path) -> None:
         {"question_id": 8, "text": "dog"},
     ]
     found = predictions("mmbench", data, answers, tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="record 1: expected the field 'prediction' or 'text'"):
+        predictions("mmbench", data, [{"index": 7, "answer": "A"}], tmp_path / "truth_only.jsonl")
     names = ("circular_accuracy", "first_pass", "all_rotations")
     assert [value("mmbench", data, found, name) for name in names] == pytest.approx([0.5, 1, 2 / 3])
 
