@@ -88,7 +88,7 @@ def collect(
     text_fields: Sequence[str] = ("text", "answer"),
     rows: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Prediction]:
-    """Read an answer file; `find_id(row, where)` gives the sample's id, `text_fields` hold the answer, the first that is there.
+    """Read an answer file; `find_id(row, where)` gives the sample's id, the first of `text_fields` its answer.
 
     `rows` are those to take, where not all are meant.
 

@@ -138,7 +138,7 @@ BENCHMARK = Benchmark(
     version="e3e39262",
     reference="https://github.com/AoiDragon/POPE",
     data_needed="--data-root DIR with DIR/pope/{coco_pope_random.json,coco_pope_popular.json,"
-    "coco_pope_adversarial.json,val2014/COCO_val2014_*.jpg}: questions of https://github.com/AoiDragon/POPE at e3e39262, "
+    "coco_pope_adversarial.json,val2014/COCO_val2014_*.jpg}: questions: github.com/AoiDragon/POPE at e3e39262; "
     "images of COCO val2014",
     load=load,
     n_expected=8910,
