@@ -111,9 +111,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
         prompt = _bare(str(field(row, ("prompt", "question"), where)).removeprefix("<image>\n"))
         asked = [question for question in questions[cluster] if prompt.startswith(question)]
         if not asked:
-            raise ValueError(
-                f"{where}: the prompt begins with no question about the image {cluster!r} of this benchmark"
-            )
+            raise ValueError(f"{where}: the prompt begins with no question about the image {cluster!r}")
         return f"{cluster}: {max(asked, key=len)}"
 
     return collect(path, data, find_id)
@@ -135,8 +133,8 @@ BENCHMARK = Benchmark(
     split="release",
     version="2023-06",
     reference="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
-    data_needed=f"--data-root DIR with DIR/mme/{_RELEASE}/CATEGORY/ (images and one text of two questions for each), asked "
-    "for at the address below; to score answers without images, DIR/mme/ground_truth.jsonl is enough",
+    data_needed=f"--data-root DIR with DIR/mme/{_RELEASE}/CATEGORY/ (images, a text of two questions for each), "
+    "asked for at the address below; to score answers without images, DIR/mme/ground_truth.jsonl is enough",
     load=load,
     n_expected=2374,
     fingerprint="d2088c02eacb35b2737cb6571759acfc018ecbbc79e84a7ea4e008bc5e089956",

@@ -85,10 +85,10 @@ def collect(
     path: Path,
     data: BenchmarkData,
     find_id: Callable[[dict[str, Any], str], str],
-    text_fields: Sequence[str] = (),
+    text_fields: Sequence[str] = ("text", "answer"),
     rows: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Prediction]:
-    """Read an answer file; `find_id(row, where)` gives the sample's id, `text_fields` come before "text" and "answer".
+    """Read an answer file; `find_id(row, where)` gives the sample's id, the first of `text_fields` its answer.
 
     `rows` are those to take, where not all are meant.
 
@@ -104,7 +104,7 @@ def collect(
             raise ValueError(f"{where}: {sample_id!r} is no sample of this benchmark")
         if sample_id in found:
             raise ValueError(f"{where}: a second prediction for {sample_id!r}: keep one")
-        text = field(row, (*text_fields, "text", "answer"), where)
+        text = field(row, text_fields, where)
         found[sample_id] = Prediction.from_row({"id": sample_id, "text": text}, where)
     return found
 
@@ -112,5 +112,8 @@ def collect(
 def by_question_id(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
     """Answer files whose `question_id` (or `questionId`) is the sample's id."""
     return collect(
-        path, data, lambda row, where: str(field(row, ("question_id", "questionId"), where)), ("prediction",)
+        path,
+        data,
+        lambda row, where: str(field(row, ("question_id", "questionId"), where)),
+        ("text", "answer", "prediction"),
     )

@@ -80,9 +80,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
         number = row["question_id"] % _PER_CATEGORY if numbered[category] else position[category]
         sample_id = f"{category}-{number}"
         if row.get("image", images.get(sample_id)) != images.get(sample_id):
-            raise ValueError(
-                f"{where}: 'image' is {row['image']!r}, but {sample_id} is about {images.get(sample_id)!r}"
-            )
+            raise ValueError(f"{where}: 'image' is {row['image']!r}, {sample_id} is about {images.get(sample_id)!r}")
         return sample_id
 
     return collect(path, data, find_id)
@@ -139,8 +137,9 @@ BENCHMARK = Benchmark(
     split="coco",
     version="e3e39262",
     reference="https://github.com/AoiDragon/POPE",
-    data_needed="--data-root DIR with DIR/pope/{coco_pope_random.json,coco_pope_popular.json,coco_pope_adversarial.json,"
-    "val2014/COCO_val2014_*.jpg}: questions of https://github.com/AoiDragon/POPE at e3e39262, images of COCO val2014",
+    data_needed="--data-root DIR with DIR/pope/{coco_pope_random.json,coco_pope_popular.json,"
+    "coco_pope_adversarial.json,val2014/COCO_val2014_*.jpg}: questions: github.com/AoiDragon/POPE at e3e39262; "
+    "images of COCO val2014",
     load=load,
     n_expected=8910,
     fingerprint="dcba9331f1f93969ddfa77082fde81f082e143c21606e51e84dff0ecf8c7e047",

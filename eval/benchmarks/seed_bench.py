@@ -106,8 +106,8 @@ BENCHMARK = Benchmark(
     split="image",
     version="1",
     reference="https://github.com/AILab-CVC/SEED-Bench",
-    data_needed="--data-root DIR with DIR/seed_bench/{SEED-Bench.json,SEED-Bench-image/*}; to score an answer file that "
-    "holds the truth (answer, data_type), neither",
+    data_needed="--data-root DIR with DIR/seed_bench/{SEED-Bench.json,SEED-Bench-image/*}; to score an answer file "
+    "that holds the truth (answer, data_type), neither",
     load=load,
     n_expected=14232,
     fingerprint="3f6c7476504479b3a590b5c6ae07344d40c6fb65fab91e0bbc56c39ad879e8ae",

@@ -62,7 +62,7 @@ def prompt(sample: Sample) -> str:
 
 
 def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows of a submission (`image`, `answer`) or of LLaVA's answer file (`question_id`, the image's name, and `text`)."""
+    """Rows of a submission (`image`, `answer`) or of LLaVA's answers (`question_id` = image, `text`)."""
 
     def find_id(row: dict[str, Any], where: str) -> str:
         return Path(str(field(row, ("image", "question_id"), where))).name

@@ -11,9 +11,11 @@ from eval.score import score_file
 
 GOLDENS = Path(__file__).parents[4] / "shared" / "goldens"
 PRINTED = {
-    "pope": ["random_f1 0.871360", "popular_f1 0.862459", "adversarial_f1 0.844587", "random_accuracy 0.880069"]
-    + ["popular_accuracy 0.874333", "adversarial_accuracy 0.855000", "random_yes_ratio 0.416838"]
-    + ["popular_yes_ratio 0.413667", "adversarial_yes_ratio 0.433000"],
+    "pope": [
+        *("random_f1 0.871360", "popular_f1 0.862459", "adversarial_f1 0.844587"),
+        *("random_accuracy 0.880069", "popular_accuracy 0.874333", "adversarial_accuracy 0.855000"),
+        *("random_yes_ratio 0.416838", "popular_yes_ratio 0.413667", "adversarial_yes_ratio 0.433000"),
+    ],
     "mme": ["perception 1531.3187", "cognition 295.3571"],
     "scienceqa": ["accuracy 74.39 %", "accuracy_img 71.64 %"],
     "mmbench": ["circular_accuracy 67.6871 %", "first_pass 75.4252 %"],

@@ -75,7 +75,8 @@ def test_relaxed_accuracy(prediction: str, target: str, official: float, lenient
 
 
 @pytest.mark.parametrize(
-    ("prediction", "official", "lenient"), [("Yes.", 1, 1), ("yes", 1, 1), ("a yes", 0, 1), ("y-es", 0, 0), ("no", 0, 0)]
+    ("prediction", "official", "lenient"),
+    [("Yes.", 1, 1), ("yes", 1, 1), ("a yes", 0, 1), ("y-es", 0, 0), ("no", 0, 0)],
 )
 def test_gqa(prediction: str, official: float, lenient: float) -> None:
     assert gqa_accuracy(prediction, "yes") == official
@@ -85,7 +86,13 @@ def test_gqa(prediction: str, official: float, lenient: float) -> None:
 def test_nlvr_groups_by_sentence() -> None:
     rows = [
         {"identifier": identifier, "label": "true", "prediction": prediction}
-        for identifier, prediction in [("1-0", "True"), ("1-1", "TRUE"), ("2-0", "true"), ("2-1", "false"), ("3-0", "?")]
+        for identifier, prediction in [
+            ("1-0", "True"),
+            ("1-1", "TRUE"),
+            ("2-0", "true"),
+            ("2-1", "false"),
+            ("3-0", "?"),
+        ]
     ]
     assert nlvr_scores(rows) == {"precision": pytest.approx(3 / 5), "consistency": pytest.approx(1 / 3)}
 
@@ -119,7 +126,7 @@ def test_cider_refuses_other_images() -> None:
     [
         ("A man's dog isn't here!", "a man 's dog is n't here"),
         ("Well-known U.S. sign, cannot stop.", "well-known u.s. sign can not stop"),
-        ("3,000 people: \"hi\" (there)", "3,000 people hi there"),
+        ('3,000 people: "hi" (there)', "3,000 people hi there"),
     ],
 )
 def test_tokens(text: str, tokens: str) -> None:

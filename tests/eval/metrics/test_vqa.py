@@ -63,10 +63,10 @@ def test_vizwiz_normalises_the_prediction_only() -> None:
         ("couldn'tve", "couldn't've", "couldn't've"),
         ("somebody'd", "somebodyd", "somebodyd"),
         ("Ive", "ive", "ive"),
-        ("a-b", "a b", "a b"),
+        ("x-b", "x b", "x b"),
         ("a -b", "b", "b"),
         ("x-y -z", "xy z", "xy z"),
-        ("1,2 a-b", "12 ab", "12 a b"),
+        ("1,2 x-b", "12 xb", "12 x b"),
         ("." * 40, "." * 8, "." * 8),
         ("line\nbreak\ttab", "line break tab", "line break tab"),
     ],
@@ -78,7 +78,7 @@ def test_normalisation(text: str, official: str, m4c: str) -> None:
 
 @pytest.mark.parametrize(("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best")])
 def test_misuse_is_refused(answers: list[str], mode: str) -> None:
-    with pytest.raises(ValueError, match="answers: expected|mode must be"):
+    with pytest.raises(ValueError, match=r"answers: expected|mode must be"):
         vqa_soft_accuracy("a", answers, mode)
 
 
