@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -39,7 +40,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, `SIGNALS` are noted instead of ending the process. Only the main thread can do so."""
+        """Inside, `SIGNALS` are noted instead of ending the process; outside the main thread, which alone can, nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
