@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_task
 
-from training import stage0
+from training import stage0, stage1
 from training.run_record import MetricsFile
 
 STAGE = "stage0_language"
@@ -77,3 +77,23 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     one = load_file(tmp_path / "one" / STAGE / "model.safetensors")
     for name, tensor in load_file(tmp_path / "two" / STAGE / "model.safetensors").items():
         assert tensor.allclose(one[name], atol=1e-4), name
+
+
+def test_processes_of_which_one_has_no_image_go_on(tmp_path: Path) -> None:
+    data, runs = toy_task.write_data(tmp_path / "data"), tmp_path / "runs"
+    stage0.main(toy_task.stage_words("stage0_language", data, runs))
+    stage0.main(toy_task.stage_words("stage0_vision", data, runs))
+    captions = json.loads((data / "captions.json").read_text())
+    texts = json.loads((data / "dialogues.json").read_text())
+    (data / "captions.json").write_text(json.dumps([captions[0], texts[0]]))  # a step has one of each
+    extra = ["--global_batch_size", "2", "--train", "projector", "vision_tower"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    stage1.main([*toy_task.stage_words("stage1", data, runs), *extra, "--output_dir", str(one)])
+    distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy_task.script("stage1")]
+    done = toy_task.launch(
+        [*distributed, *toy_task.stage_words("stage1", data, runs), *extra, "--output_dir", str(two)]
+    )
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(metrics(two), metrics(one), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
