@@ -18,7 +18,7 @@ def functions(path: Path) -> set[str]:
 
 
 def test_all_problems_are_there_and_each_names_a_test() -> None:
-    assert ROWS == [str(number) for number in range(1, 26)]
+    assert [str(number) for number in range(1, 26)] == ROWS
     for line in PAGE.splitlines():
         if re.match(r"\| \d+ \|", line):
             last_column = line.rstrip("|").rsplit("|", 1)[1]

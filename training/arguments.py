@@ -11,6 +11,7 @@ from typing import Literal
 from training.augmentation_arguments import AugmentationArguments
 from training.chat_arguments import ChatArguments
 from training.data_arguments import DataArguments
+from training.guard_arguments import GuardArguments
 from training.json_fields import JsonDict
 from training.packing_arguments import PackingArguments
 from training.scale_arguments import ScaleArguments
@@ -21,7 +22,7 @@ COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
 @dataclass
-class CommonArguments(ScaleArguments):
+class CommonArguments(ScaleArguments, GuardArguments):
     """What every stage has."""
 
     output_dir: str = ""
@@ -81,6 +82,7 @@ class CommonArguments(ScaleArguments):
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "output_dir: required, the folder of this run")
+        self.check_guard()
         for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps", "adam_epsilon"):
             require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
         for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "save_steps", "save_total_limit", "seed"):

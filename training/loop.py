@@ -34,15 +34,12 @@ from training.checkpointing import (
 from training.engine import Engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
+from training.nonfinite import NonFiniteGuard, NonFiniteLossError, keep_for_replay
 from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
 from training.stage import Stage
 from training.token_counts import TokenCounts
-
-
-class NonFiniteLossError(ValueError):
-    """Loss or gradient norm became NaN or infinite; nothing was saved after the step named in the message."""
 
 
 class TrainingLoop:
@@ -83,7 +80,7 @@ class TrainingLoop:
         self.step = 0
         self.train_seconds = 0.0
         self._saved_step = 0
-        self._pending: list[torch.Tensor] = []
+        self.guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -158,11 +155,14 @@ class TrainingLoop:
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
         micro_batches, items = self._next_batch(batches, self.sampler.micro_batches(self.step))
-        self.window_tokens.add(micro_batches)
         loss = self._forward_and_backward(micro_batches, items)
-        self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
+        norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
-        self._check_finite(loss)
+        if not self.guard.allows(loss, norm):
+            self._skip_step(micro_batches, items)
+            return
+        self.grad_norm = norm
+        self.window_tokens.add(micro_batches)
         self.engine.step()
         self._update_average()
         self.window_loss += loss
@@ -239,44 +239,52 @@ class TrainingLoop:
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(self.average, self.engine.parameters, 0)
 
-    def _check_finite(self, loss: torch.Tensor) -> None:
-        """On a CPU before every update; on a GPU, where looking means waiting, before logging and saving."""
-        self._pending.append(torch.stack([loss, self.grad_norm.to(loss.dtype)]))
-        if self.accelerator.device.type == "cpu":
-            self._raise_if_not_finite()
+    def _skip_step(self, micro_batches: Sequence[Batch], items: int) -> None:
+        """Leave the weights as they are; after too many such steps in a row, keep this one and raise."""
+        self.engine.optimizer.zero_grad(set_to_none=True)
+        if not self.guard.exhausted:
+            return
+        folder = step_directory(self.output_dir / "nonfinite", self.step + 1)
+        loss, norm = self.guard.worst
+        record = {"stage": self.stage.name, "step": self.step + 1, "items": items, "loss": str(loss)}
+        record |= {"gradient_norm": str(norm), "mixed_precision": self.arguments.mixed_precision}
+        counts = [self.stage.count_items(batch) for batch in micro_batches]
+        keep_for_replay(folder, self.accelerator, self.savables(), micro_batches, counts, record)
+        raise self._not_finite(self.step, f"; its batch can be looked at: python -m training.replay {folder}")
 
     def _raise_if_not_finite(self) -> None:
-        if not self._pending:
-            return
-        # on a CPU the step being taken is looked at, on a GPU those already taken
-        values = torch.stack(self._pending).tolist()
-        last = self.step if self.accelerator.device.type == "cpu" else self.step - 1
-        self._pending.clear()
-        for offset, (loss, norm) in enumerate(values, start=last - len(values) + 1):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise NonFiniteLossError(
-                    f"{self.stage.name}: loss {loss} and gradient norm {norm} at step {offset + 1} of "
-                    f"{self.total_steps}; lower learning_rate (now {self.arguments.learning_rate:g}) or raise "
-                    "warmup_ratio, and start again in a new output_dir"
-                )
+        """For steps that were taken without looking: on a GPU, before logging and saving."""
+        if distance := self.guard.find():
+            raise self._not_finite(self.step - distance, "; with --max_nonfinite_steps such steps are skipped")
+
+    def _not_finite(self, step: int, more: str) -> NonFiniteLossError:
+        loss, norm = self.guard.worst
+        return NonFiniteLossError(
+            f"{self.stage.name}: loss {loss} and gradient norm {norm} at step {step + 1} of {self.total_steps}; lower "
+            f"learning_rate (now {self.arguments.learning_rate:g}) or raise warmup_ratio, and start again in a new "
+            f"output_dir{more}"
+        )
 
     # --- what it tells ------------------------------------------------------------------------------------------------
 
     def _log(self, bar: Any) -> None:
         self._raise_if_not_finite()
-        loss = self.accelerator.reduce(self.window_loss, reduction="sum").item() / self.window_steps
+        taken = max(self.window_steps, 1)  # all may have been skipped
+        loss = self.accelerator.reduce(self.window_loss, reduction="sum").item() / taken
         seconds = time.perf_counter() - self._window_began
         rate = self.window_units / seconds
         values = {
             "step": self.step,
             "epoch": round(self.plan.epoch_at(self.step), 4),
-            "loss": loss,
+            **({"loss": loss} if self.window_steps else {}),
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
             "grad_norm": self.grad_norm.item(),
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
-            **self.window_tokens.describe(self.accelerator, self.window_steps, self.arguments.global_batch_size),
+            **self.window_tokens.describe(self.accelerator, taken, self.arguments.global_batch_size),
         }
+        if self.guard.limit:
+            values["nonfinite_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.metrics.append(values)
             shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
@@ -324,6 +332,7 @@ class TrainingLoop:
             "average": self.engine.gathered(self.average),
             "random_states": random_states,
             "window": [window_loss.item(), self.window_steps, self.window_units],
+            "nonfinite": self.guard.state(),
             "window_tokens": self.window_tokens.over_processes(self.accelerator),
         }
         savables = self.savables()
@@ -355,6 +364,7 @@ class TrainingLoop:
         self.engine.load_average(self.average, state["average"])
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self._saved_step = self.step
+        self.guard.restore(state.get("nonfinite", (0, 0)))
         loss, self.window_steps, self.window_units = state["window"]
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)

@@ -194,6 +194,7 @@ def _train(
         if accelerator.is_main_process:
             save_final(output_dir, savables)
             done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+            done["nonfinite_steps"] = loop.guard.skipped
             record.update(
                 saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
             )
@@ -234,6 +235,7 @@ def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
         if main:
             with contextlib.suppress(OSError):  # a full disk: the error itself matters more than its record
                 facts: dict[str, Any] = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+                facts["nonfinite_steps"] = loop.guard.skipped
                 record.finish("failed", error=f"{type(error).__name__}: {error}", **facts)
         raise
     if main:

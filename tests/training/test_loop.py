@@ -20,7 +20,8 @@ from training.arguments import CommonArguments
 from training.checkpointing import find_newest_valid
 from training.encoding import IGNORED
 from training.freezing import apply_freezing
-from training.loop import NonFiniteLossError, TrainingLoop
+from training.loop import TrainingLoop
+from training.nonfinite import NonFiniteLossError
 from training.run_record import MetricsFile
 from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
 from training.schedule import cosine_scale
