@@ -12,6 +12,7 @@ from training.augmentation_arguments import AugmentationArguments
 from training.chat_arguments import ChatArguments
 from training.data_arguments import DataArguments
 from training.guard_arguments import GuardArguments
+from training.held_out_arguments import HeldOutArguments
 from training.json_fields import JsonDict
 from training.packing_arguments import PackingArguments
 from training.scale_arguments import ScaleArguments
@@ -241,7 +242,9 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments):
+class MultimodalArguments(
+    CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments, HeldOutArguments
+):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -278,6 +281,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
         self.check_packing(self.streaming)
+        self.check_held_out()
 
 
 @dataclass

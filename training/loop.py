@@ -309,9 +309,15 @@ class TrainingLoop:
         began = time.perf_counter()
         with self.engine.assigned(self.average):
             values = self.stage.validate(self.accelerator)
+            if self.stage.write_answers:
+                self.stage.write_answers(self.step)
         if self.average:
             last = self.stage.validate(self.accelerator)
-            values |= {f"{name}_of_last_weights": value for name, value in last.items() if name != "validation_samples"}
+            values |= {
+                f"{name}_of_last_weights": value
+                for name, value in last.items()
+                if "_loss" in name or "_accuracy" in name
+            }
         if self.accelerator.is_main_process:
             epoch = round(self.plan.epoch_at(self.step), 4)
             self.metrics.append({"step": self.step, "epoch": epoch, **values})
