@@ -17,13 +17,14 @@ from training.json_fields import JsonDict
 from training.packing_arguments import PackingArguments
 from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
+from training.tracking_arguments import TrackingArguments
 from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
 @dataclass
-class CommonArguments(ScaleArguments, GuardArguments):
+class CommonArguments(ScaleArguments, GuardArguments, TrackingArguments):
     """What every stage has."""
 
     output_dir: str = ""
@@ -84,6 +85,7 @@ class CommonArguments(ScaleArguments, GuardArguments):
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "output_dir: required, the folder of this run")
         self.check_guard()
+        self.check_tracking()
         for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps", "adam_epsilon"):
             require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
         for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "save_steps", "save_total_limit", "seed"):

@@ -287,6 +287,7 @@ class TrainingLoop:
             values["nonfinite_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.metrics.append(values)
+            self.accelerator.log(values, self.step)
             shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
             bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
@@ -321,6 +322,7 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             epoch = round(self.plan.epoch_at(self.step), 4)
             self.metrics.append({"step": self.step, "epoch": epoch, **values})
+            self.accelerator.log(values, self.step)
         self._window_began += time.perf_counter() - began  # the rate is that of training
 
     # --- save and resume ----------------------------------------------------------------------------------------------

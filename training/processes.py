@@ -20,6 +20,8 @@ def make_accelerator(arguments: CommonArguments) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         cpu=arguments.cpu,
+        log_with=arguments.report_to or None,
+        project_dir=arguments.output_dir,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop's; a launcher's would scale
     )
     if arguments.world_size and accelerator.num_processes != arguments.world_size:

@@ -23,7 +23,7 @@ MAY_DIFFER = frozenset(
         *("output_dir", "resume", "dry_run", "logging_steps", "save_steps", "save_total_limit"),
         *("per_device_batch_size", "dataloader_num_workers", "cpu", "validation_steps", "image_cache_megabytes"),
         *("gradient_checkpointing", "torch_compile", "world_size", "max_bad_samples", "index_cache"),
-        *("max_nonfinite_steps", "validation_answers"),
+        *("max_nonfinite_steps", "validation_answers", "report_to"),
     }
 )
 """Arguments that say where, how often or on what, and not what is learned: a run may be continued with others."""

@@ -28,6 +28,7 @@ from training.processes import make_accelerator
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
 from training.stage import Stage
+from training.tracking import tracked
 
 INPUT_FIELDS = ("data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model")
 """Arguments that name a file or folder the result depends on; their fingerprints stand in run.json."""
@@ -184,7 +185,7 @@ def _train(
         resumed_from_step=loop.step,
         facts=stage.facts,
     )
-    with loop.interruption.listening(), _recorded(record, loop):
+    with loop.interruption.listening(), _recorded(record, loop), tracked(accelerator, arguments):
         if stage.begin:
             stage.begin()
         loop.run()
