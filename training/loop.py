@@ -35,6 +35,7 @@ from training.engine import Engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
 from training.nonfinite import NonFiniteGuard, NonFiniteLossError, keep_for_replay
+from training.peak_memory import peak_memory
 from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
@@ -288,8 +289,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.metrics.append(values)
             self.accelerator.log(values, self.step)
-            shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
-            bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
+            shown = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{values['learning_rate']:.2e}"}
+            shown |= {f"{self.stage.unit}/s": f"{rate:.0f}", "peak": peak_memory(self.accelerator.device)}
+            bar.set_postfix(shown, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
         self.window_tokens.reset()
