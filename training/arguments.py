@@ -11,17 +11,20 @@ from typing import Literal
 from training.augmentation_arguments import AugmentationArguments
 from training.chat_arguments import ChatArguments
 from training.data_arguments import DataArguments
+from training.guard_arguments import GuardArguments
+from training.held_out_arguments import HeldOutArguments
 from training.json_fields import JsonDict
 from training.packing_arguments import PackingArguments
 from training.scale_arguments import ScaleArguments
 from training.streaming_arguments import StreamingArguments
+from training.tracking_arguments import TrackingArguments
 from training.tuning_arguments import TuningArguments
 
 COMPONENTS = ("projector", "language_model", "vision_tower")
 
 
 @dataclass
-class CommonArguments(ScaleArguments):
+class CommonArguments(ScaleArguments, GuardArguments, TrackingArguments):
     """What every stage has."""
 
     output_dir: str = ""
@@ -81,6 +84,8 @@ class CommonArguments(ScaleArguments):
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "output_dir: required, the folder of this run")
+        self.check_guard()
+        self.check_tracking()
         for name in ("num_train_epochs", "learning_rate", "global_batch_size", "logging_steps", "adam_epsilon"):
             require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
         for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "save_steps", "save_total_limit", "seed"):
@@ -239,7 +244,9 @@ class Stage0LanguageArguments(CommonArguments):
 
 
 @dataclass
-class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments):
+class MultimodalArguments(
+    CommonArguments, DataArguments, ChatArguments, TuningArguments, PackingArguments, HeldOutArguments
+):
     """What stages 1 and 2 share: image conversations, a vision tower, a language model and the projector between."""
 
     model: str = ""
@@ -276,6 +283,7 @@ class MultimodalArguments(CommonArguments, DataArguments, ChatArguments, TuningA
         require(self.max_length > 1, f"max_length: must be above 1, got {self.max_length}")
         require(self.max_turns >= 0, f"max_turns: must not be negative, got {self.max_turns}")
         self.check_packing(self.streaming)
+        self.check_held_out()
 
 
 @dataclass

@@ -40,7 +40,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, `SIGNALS` are noted instead of ending the process; outside the main thread, which alone can, nothing."""
+        """Inside, `SIGNALS` are noted instead of ending the process; outside the main thread nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

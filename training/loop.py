@@ -31,9 +31,11 @@ from training.checkpointing import (
     set_random_state,
     step_directory,
 )
-from training.engine import NonFiniteLossError, make_engine
+from training.engine import make_engine
 from training.freezing import FreezePlan
 from training.interruption import Interrupted, Interruption, elected
+from training.nonfinite import NonFiniteGuard, keep_for_replay
+from training.peak_memory import peak_memory
 from training.run_record import MetricsFile, read_run
 from training.sampling import BatchPlan, mix_seed
 from training.schedule import cosine_scale
@@ -79,7 +81,7 @@ class TrainingLoop:
         self.step = 0
         self.train_seconds = 0.0
         self._saved_step = 0
-        self._pending: list[torch.Tensor] = []
+        self.guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -154,12 +156,14 @@ class TrainingLoop:
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
         micro_batches, items = self._next_batch(batches, self.sampler.micro_batches(self.step))
-        self.window_tokens.add(micro_batches)
         loss = self._forward_and_backward(micro_batches, items)
-        self.grad_norm = self.engine.clip(self.arguments.max_grad_norm)
+        norm = self.engine.clip(self.arguments.max_grad_norm)
         self._set_learning_rates()
-        self._check_finite(loss)
-        self.grad_norm = self.engine.step(self.grad_norm)
+        if not self.guard.allows(loss, norm):
+            self._skip_step(micro_batches, items)
+            return
+        self.window_tokens.add(micro_batches)
+        self.grad_norm = self.engine.step(norm)
         self._update_average()
         self.window_loss += loss
         self.window_steps += 1
@@ -242,48 +246,52 @@ class TrainingLoop:
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(self.average, self.engine.parameters, 0)
 
-    def _check_finite(self, loss: torch.Tensor) -> None:
-        """On a CPU before every update; on a GPU, where looking means waiting, before logging and saving."""
-        self._pending.append(torch.stack([loss, self.grad_norm.to(loss.dtype)]))
-        if self.accelerator.device.type == "cpu":
-            self._raise_if_not_finite()
+    def _skip_step(self, micro_batches: Sequence[Batch], items: int) -> None:
+        """Leave the weights as they are; after too many such steps in a row, keep this one and raise."""
+        self.engine.drop_gradients()
+        if not self.guard.exhausted:
+            return
+        folder = step_directory(self.output_dir / "nonfinite", self.step + 1)
+        loss, norm = self.guard.worst
+        record = {"stage": self.stage.name, "step": self.step + 1, "items": items, "loss": str(loss)}
+        record |= {"gradient_norm": str(norm), "mixed_precision": self.arguments.mixed_precision}
+        counts = [self.stage.count_items(batch) for batch in micro_batches]
+        keep_for_replay(folder, self.accelerator, self.savables(), micro_batches, counts, record)
+        hint = f"; its batch can be looked at: python -m training.replay {folder}"
+        raise self.guard.error(self.stage.name, self.step, hint)
 
     def _raise_if_not_finite(self) -> None:
-        if not self._pending:
-            return
-        # on a CPU the step being taken is looked at, on a GPU those already taken
-        values = torch.stack(self._pending).tolist()
-        last = self.step if self.accelerator.device.type == "cpu" else self.step - 1
-        self._pending.clear()
-        for offset, (loss, norm) in enumerate(values, start=last - len(values) + 1):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise NonFiniteLossError(
-                    f"{self.stage.name}: loss {loss} and gradient norm {norm} at step {offset + 1} of "
-                    f"{self.total_steps}; lower learning_rate (now {self.arguments.learning_rate:g}) or raise "
-                    "warmup_ratio, and start again in a new output_dir"
-                )
+        """For steps that were taken without looking: on a GPU, before logging and saving."""
+        if distance := self.guard.find():
+            hint = "; with --max_nonfinite_steps such steps are skipped"
+            raise self.guard.error(self.stage.name, self.step - distance, hint)
 
     # --- what it tells ------------------------------------------------------------------------------------------------
 
     def _log(self, bar: Any) -> None:
         self._raise_if_not_finite()
-        loss = self.accelerator.reduce(self.window_loss, reduction="sum").item() / self.window_steps
+        taken = max(self.window_steps, 1)  # all may have been skipped
+        loss = self.accelerator.reduce(self.window_loss, reduction="sum").item() / taken
         seconds = time.perf_counter() - self._window_began
         rate = self.window_units / seconds
         values = {
             "step": self.step,
             "epoch": round(self.plan.epoch_at(self.step), 4),
-            "loss": loss,
+            **({"loss": loss} if self.window_steps else {}),
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
             "grad_norm": self.grad_norm.item(),
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
-            **self.window_tokens.describe(self.accelerator, self.window_steps, self.arguments.global_batch_size),
+            **self.window_tokens.describe(self.accelerator, taken, self.arguments.global_batch_size),
         }
+        if self.guard.limit:
+            values["nonfinite_steps"] = self.guard.skipped
         if self.accelerator.is_main_process:
             self.metrics.append(values)
-            shown = {"loss": f"{loss:.4f}", "lr": f"{values['learning_rate']:.2e}"}
-            bar.set_postfix({**shown, f"{self.stage.unit}/s": f"{rate:.0f}"}, refresh=False)
+            self.accelerator.log(values, self.step)
+            shown = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{values['learning_rate']:.2e}"}
+            shown |= {f"{self.stage.unit}/s": f"{rate:.0f}", "peak": peak_memory(self.accelerator.device)}
+            bar.set_postfix(shown, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
         self.window_tokens.reset()
@@ -304,12 +312,16 @@ class TrainingLoop:
         began = time.perf_counter()
         with self.engine.assigned(self.average):
             values = self.stage.validate(self.accelerator)
+            if self.stage.write_answers:
+                self.stage.write_answers(self.step)
         if self.average:
             last = self.stage.validate(self.accelerator)
-            values |= {f"{name}_of_last_weights": value for name, value in last.items() if name != "validation_samples"}
+            kept = [name for name in last if "_loss" in name or "_accuracy" in name]
+            values |= {f"{name}_of_last_weights": last[name] for name in kept}
         if self.accelerator.is_main_process:
             epoch = round(self.plan.epoch_at(self.step), 4)
             self.metrics.append({"step": self.step, "epoch": epoch, **values})
+            self.accelerator.log(values, self.step)
         self._window_began += time.perf_counter() - began  # the rate is that of training
 
     # --- save and resume ----------------------------------------------------------------------------------------------
@@ -327,6 +339,7 @@ class TrainingLoop:
             "average": self.engine.gathered(self.average),
             "random_states": random_states,
             "window": [window_loss.item(), self.window_steps, self.window_units],
+            "nonfinite": self.guard.state(),
             "window_tokens": self.window_tokens.over_processes(self.accelerator),
         }
         savables = self.savables()
@@ -358,6 +371,7 @@ class TrainingLoop:
         self.engine.load_average(self.average, state["average"])
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self._saved_step = self.step
+        self.guard.restore(state.get("nonfinite", (0, 0)))
         loss, self.window_steps, self.window_units = state["window"]
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)

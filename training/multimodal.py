@@ -23,6 +23,7 @@ from training.batching import Batching, choose_batching
 from training.chat import check_chat
 from training.conversations import Conversation, SourceOptions, format_report, open_conversations
 from training.encoding import Example
+from training.held_out import open_held_out
 from training.labels import NAMED_IN_MESSAGE
 from training.lora import quantization_options
 from training.packing_checks import check_packing
@@ -156,6 +157,9 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
     if arguments.packing == "pack":
         check_packing(model)
     samples = StreamedSamples(processor, arguments) if arguments.streaming else open_samples(processor, arguments)
+    compute_loss = answer_loss(model)
+    held_out = open_held_out(model, processor, compute_loss, arguments)
+    described = [held_out.describe()] if held_out else []
     return Stage(
         name=name,
         model=model,
@@ -170,10 +174,13 @@ def build_multimodal(name: str, arguments: MultimodalArguments) -> Stage:
         describe_plan=samples.batching.describe_plan,
         count_items=samples.count_items,
         bad_samples=samples.bad,
-        compute_loss=answer_loss(model),
+        compute_loss=compute_loss,
+        validate=held_out,
+        write_answers=held_out.write_answers if held_out and arguments.validation_answers else None,
+        validation_steps=arguments.validation_steps,
         try_out=tried_out(processor, samples.first()),
         estimate_activations=activation_estimate(model, arguments, samples.checked),
-        sample_text="\n".join([*parts.notes, *chat.lines, *samples.describe()]),
+        sample_text="\n".join([*parts.notes, *chat.lines, *described, *samples.describe()]),
         facts={
             "chat_template": chat.facts,
             "data_report": samples.report,

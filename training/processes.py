@@ -31,6 +31,8 @@ def make_accelerator(arguments: CommonArguments) -> Accelerator:
         # DeepSpeed chooses the device, and Accelerate finds its processes on CPUs only if told what connects them
         cpu=arguments.cpu and not deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if deepspeed and on_cpu else [],
+        log_with=arguments.report_to or None,
+        project_dir=arguments.output_dir,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop's; a launcher's would scale
     )
     if arguments.world_size and accelerator.num_processes != arguments.world_size:

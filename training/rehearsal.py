@@ -62,17 +62,13 @@ class CheckedSamples:
 
 def tried_out(processor: Any, example: Example) -> Callable[[nn.Module], tuple[torch.Tensor, str]]:
     """For `Stage.try_out`: the logits of `example`, and what the model would say instead of its first answer."""
-    prompt_length = int((example["labels"] != IGNORED).int().argmax())
 
     def try_out(model: Any) -> tuple[torch.Tensor, str]:
         device = model.device
         ids = example["input_ids"][None].to(device)
         pixels = {name: example[name].to(device, model.dtype) for name in ("pixel_values",) if name in example}
         logits = model(input_ids=ids, **pixels).logits
-        # pictures that are shown later belong to later questions
-        prompt = ids[:, :prompt_length]
-        shown = int((prompt == processor.image_token_id).sum()) // processor.num_image_tokens
-        pixels = {name: values[:shown] for name, values in pixels.items() if shown}
+        prompt, pixels = first_question(processor, example, model)
         said = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -80,9 +76,18 @@ def tried_out(processor: Any, example: Example) -> Callable[[nn.Module], tuple[t
             do_sample=False,
             **pixels,
         )
-        return logits, processor.tokenizer.decode(said[0, prompt_length:])
+        return logits, processor.tokenizer.decode(said[0, prompt.shape[1] :])
 
     return try_out
+
+
+def first_question(processor: Any, example: Example, model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(1, tokens) ids before the first answer of `example`, and the `pixel_values` of its images, where `model` is."""
+    prompt = example["input_ids"][None, : int((example["labels"] != IGNORED).int().argmax())]
+    # pictures that are shown later belong to later questions
+    shown = int((prompt == processor.image_token_id).sum()) // processor.num_image_tokens
+    pixels = {"pixel_values": example["pixel_values"][:shown].to(model.device, model.dtype)} if shown else {}
+    return prompt.to(model.device), pixels
 
 
 def activation_estimate(

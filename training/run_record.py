@@ -23,6 +23,7 @@ MAY_DIFFER = frozenset(
         *("output_dir", "resume", "dry_run", "logging_steps", "save_steps", "save_total_limit"),
         *("per_device_batch_size", "dataloader_num_workers", "cpu", "validation_steps", "image_cache_megabytes"),
         *("gradient_checkpointing", "torch_compile", "world_size", "max_bad_samples", "index_cache"),
+        *("max_nonfinite_steps", "validation_answers", "report_to"),
     }
 )
 """Arguments that say where, how often or on what, and not what is learned: a run may be continued with others."""
@@ -135,10 +136,10 @@ def fingerprints(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a logging step, appended and flushed."""
+    """`metrics.jsonl`: one JSON object a logging step, appended and flushed; or another file whose lines have steps."""
 
-    def __init__(self, output_dir: str | Path) -> None:
-        self.path = Path(output_dir) / METRICS_FILE
+    def __init__(self, output_dir: str | Path, name: str = METRICS_FILE) -> None:
+        self.path = Path(output_dir) / name
 
     def keep_until(self, step: int) -> None:
         """Drop lines beyond `step` (and a torn last one): a resumed run writes them again."""

@@ -55,6 +55,8 @@ class Stage:
     """Called with (epoch, number of epochs) before the first step of each epoch."""
     validate: Callable[[Accelerator], dict[str, float]] | None = None
     """Metrics of the model as it is, for metrics.jsonl; called on every process, and leaves no trace."""
+    write_answers: Callable[[int], None] | None = None
+    """Called with the number of finished steps after each validation, on every process: answers to be read."""
     validation_steps: int = 0
     """Steps between calls of `validate`, which also follows the last step; 0: only then."""
     try_out: Callable[[nn.Module], tuple[torch.Tensor, str]] | None = None

@@ -28,6 +28,7 @@ from training.processes import make_accelerator
 from training.run_record import RunRecord, changed_arguments, fingerprints, read_run
 from training.sampling import mix_seed
 from training.stage import Stage
+from training.tracking import tracked
 
 INPUT_FIELDS = ("data", "validation_data", "text", "tokenizer", "model", "vision_model", "language_model")
 """Arguments that name a file or folder the result depends on; their fingerprints stand in run.json."""
@@ -186,7 +187,7 @@ def _train(
         resumed_from_step=loop.step,
         facts=stage.facts,
     )
-    with loop.interruption.listening(), _recorded(record, loop):
+    with loop.interruption.listening(), _recorded(record, loop), tracked(accelerator, arguments):
         if stage.begin:
             stage.begin()
         loop.run()
@@ -196,6 +197,7 @@ def _train(
         if accelerator.is_main_process:
             save_final(output_dir, savables)
             done = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+            done["nonfinite_steps"] = loop.guard.skipped
             record.update(
                 saved_weights="average" if averaged else "last", **done, **_last_validation(loop), **conclusion
             )
@@ -236,6 +238,7 @@ def _recorded(record: RunRecord, loop: TrainingLoop) -> Iterator[None]:
         if main:
             with contextlib.suppress(OSError):  # a full disk: the error itself matters more than its record
                 facts: dict[str, Any] = {"step": loop.step, "train_seconds": round(loop.train_seconds, 3)}
+                facts["nonfinite_steps"] = loop.guard.skipped
                 record.finish("failed", error=f"{type(error).__name__}: {error}", **facts)
         raise
     if main:

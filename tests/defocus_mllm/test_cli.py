@@ -239,6 +239,16 @@ def test_an_interrupted_answer_leaves_the_conversation_alone(
     assert session.messages == before
 
 
+@pytest.mark.parametrize("name", ["llava-lora-7b", "qlora_base", "clip"])
+def test_the_name_of_a_folder_decides_nothing(model_directory: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(model_directory, tmp_path / name)
+    ours, theirs = load_model(copy), load_model(model_directory)
+    assert type(ours[0]) is type(theirs[0])
+    weights = theirs[0].state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in ours[0].state_dict().items())
+    assert ours[1].chat_template == theirs[1].chat_template
+
+
 def test_no_such_directory(picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(tmp_path / "nowhere"), "--image", picture]) == 2
     assert "nowhere: no such directory" in error_line(capsys)
