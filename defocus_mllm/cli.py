@@ -6,6 +6,7 @@
     defocus-mllm new --vision models/defocus_mamba_base --language models/qwen3 --output models/mine
     defocus-mllm merge outputs/llava15/stage2_lora --output models/merged
     defocus-mllm card models/mine --license mit
+    defocus-mllm report outputs/quickstart/stage2
     defocus-mllm presets
 
 A command is a pair of functions, one that declares its arguments and one that runs it, and one line in `build_parser`.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +223,12 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def run_report(arguments: argparse.Namespace) -> None:
+    """Run `python -m training.report`, which this package must not import."""
+    words = [arguments.folder, *(["--output", arguments.output] if arguments.output else [])]
+    sys.exit(subprocess.run([sys.executable, "-m", "training.report", *words]).returncode)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `run`, the function that takes the parsed arguments."""
     parser = argparse.ArgumentParser(
@@ -242,6 +250,10 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="write the model card of a checkpoint", allow_abbrev=False)
     add_card_arguments(card)
     card.set_defaults(run=run_card)
+    report = commands.add_parser("report", help="make one page of a training run", allow_abbrev=False)
+    report.add_argument("folder", metavar="RUN", help="folder of a run")
+    report.add_argument("--output", metavar="FILE", help="the page; default RUN/report.html")
+    report.set_defaults(run=run_report)
     presets = commands.add_parser("presets", help="list the published sizes", allow_abbrev=False)
     presets.set_defaults(run=run_presets)
     return parser

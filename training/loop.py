@@ -282,7 +282,7 @@ class TrainingLoop:
             "grad_norm": self.grad_norm.item(),
             f"{self.stage.unit}_per_second": round(rate, 2),
             "seconds": round(self.train_seconds, 3),
-            **self.window_tokens.describe(self.accelerator, taken, self.arguments.global_batch_size),
+            **self.window_tokens.describe(self.accelerator, taken, self.arguments.global_batch_size, seconds),
         }
         if self.guard.limit:
             values["nonfinite_steps"] = self.guard.skipped
@@ -290,7 +290,9 @@ class TrainingLoop:
             self.metrics.append(values)
             self.accelerator.log(values, self.step)
             shown = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{values['learning_rate']:.2e}"}
-            shown |= {f"{self.stage.unit}/s": f"{rate:.0f}", "peak": peak_memory(self.accelerator.device)}
+            rates = {self.stage.unit: rate, **({"images": values["images_per_second"]} if "padding" in values else {})}
+            shown |= {f"{unit}/s": f"{value:.0f}" for unit, value in rates.items()}
+            shown["peak"] = peak_memory(self.accelerator.device)
             bar.set_postfix(shown, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps, self.window_units, self._window_began = 0, 0, time.perf_counter()
@@ -376,7 +378,7 @@ class TrainingLoop:
         # the sum over processes, kept by the main one only, so that reducing it again gives the same
         self.window_loss.fill_(loss if self.accelerator.is_main_process else 0.0)
         if self.accelerator.is_main_process:
-            self.window_tokens.reset(state.get("window_tokens", (0, 0, 0)))
+            self.window_tokens.reset(state.get("window_tokens", (0, 0, 0, 0)))
             self.metrics.keep_until(self.step)
         return self._restore_random_state(state["random_states"])
 

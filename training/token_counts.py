@@ -1,4 +1,4 @@
-"""What a run reads of tokens, of padding and of tokens to learn: counted batch by batch, summed over processes."""
+"""What a run reads: tokens, padding, tokens to learn, images; counted batch by batch, summed over processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.stage import count_supervised
 
 
 class TokenCounts:
-    """Tokens that this process has read since the last `reset`: all, padding among them, and supervised ones."""
+    """What this process has read since the last `reset`: tokens, padding among them, supervised ones; and images."""
 
     def __init__(self) -> None:
         self.reset()
@@ -21,26 +21,31 @@ class TokenCounts:
         """Count batches on the CPU; those that are not text with labels (without an `attention_mask`) count nothing."""
         for batch in batches:
             if "labels" in batch and (mask := batch.get("attention_mask")) is not None:
-                self._counts += torch.tensor([mask.numel(), mask.numel() - int(mask.sum()), count_supervised(batch)])
+                images = len(batch["pixel_values"]) if "pixel_values" in batch else 0
+                padding = mask.numel() - int(mask.sum())
+                self._counts += torch.tensor([mask.numel(), padding, count_supervised(batch), images])
 
     def over_processes(self, accelerator: Accelerator) -> list[int]:
-        """[tokens, padding, supervised] of all processes; every process must call it."""
+        """[tokens, padding, supervised, images] of all processes; every process must call it."""
         return accelerator.reduce(self._counts.to(accelerator.device), reduction="sum").tolist()
 
-    def describe(self, accelerator: Accelerator, steps: int, global_batch_size: int) -> dict[str, float]:
-        """What a line of metrics.jsonl says of `steps` steps: samples, supervised tokens, share of padding (0 to 1).
+    def describe(
+        self, accelerator: Accelerator, steps: int, global_batch_size: int, seconds: float
+    ) -> dict[str, float]:
+        """What a line of metrics.jsonl says of `steps` steps: samples, tokens to learn, padding (0 to 1), images.
 
         Empty where no text was read. Every process must call it.
         """
-        tokens, padding, supervised = self.over_processes(accelerator)
+        tokens, padding, supervised, images = self.over_processes(accelerator)
         if not tokens:
             return {}
         return {
             "samples_per_step": global_batch_size,
             "supervised_tokens_per_step": round(supervised / steps, 2),
             "padding": round(padding / tokens, 6),
+            "images_per_second": round(images / seconds, 2),
         }
 
-    def reset(self, counts: Sequence[int] = (0, 0, 0)) -> None:
+    def reset(self, counts: Sequence[int] = (0, 0, 0, 0)) -> None:
         """Begin again, from `counts`."""
         self._counts = torch.tensor(counts, dtype=torch.long)

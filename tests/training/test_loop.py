@@ -27,7 +27,7 @@ from training.sampling import BatchPlan, MicroBatchSampler, SampleKey
 from training.schedule import cosine_scale
 from training.stage import Batch, Stage, count_supervised
 
-TIMINGS = {"tokens_per_second", "seconds"}
+TIMINGS = {"tokens_per_second", "images_per_second", "seconds"}
 SAMPLES = 13
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from defocus_mllm import cli
 from training import report
 
 pytest.importorskip("matplotlib")
@@ -68,3 +69,11 @@ def test_a_run_that_has_just_begun_has_a_page(run: Path) -> None:
 def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run\.json"):
         report.main([str(tmp_path)])
+
+
+def test_the_command_of_the_package_makes_the_same_page(run: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(run), "--output", str(run / "other.html")])
+    assert ended.value.code == 0
+    report.main([str(run)])
+    assert (run / "other.html").read_bytes() == (run / "report.html").read_bytes()
