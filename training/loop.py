@@ -290,8 +290,8 @@ class TrainingLoop:
             self.metrics.append(values)
             self.accelerator.log(values, self.step)
             shown = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{values['learning_rate']:.2e}"}
-            rates = {self.stage.unit: rate, **({"images": values["images_per_second"]} if "padding" in values else {})}
-            shown |= {f"{unit}/s": f"{value:.0f}" for unit, value in rates.items()}
+            rates = [unit for unit in ("tokens", "images") if f"{unit}_per_second" in values]
+            shown |= {f"{unit}/s": f"{values[f'{unit}_per_second']:.0f}" for unit in rates}
             shown["peak"] = peak_memory(self.accelerator.device)
             bar.set_postfix(shown, refresh=False)
         self.window_loss = torch.zeros_like(self.window_loss)

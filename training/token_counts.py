@@ -32,7 +32,7 @@ class TokenCounts:
     def describe(
         self, accelerator: Accelerator, steps: int, global_batch_size: int, seconds: float
     ) -> dict[str, float]:
-        """What a line of metrics.jsonl says of `steps` steps: samples, tokens to learn, padding (0 to 1), images.
+        """What a line of metrics.jsonl says of `steps` steps: samples, tokens to learn, padding (0 to 1), rates.
 
         Empty where no text was read. Every process must call it.
         """
@@ -43,6 +43,7 @@ class TokenCounts:
             "samples_per_step": global_batch_size,
             "supervised_tokens_per_step": round(supervised / steps, 2),
             "padding": round(padding / tokens, 6),
+            "tokens_per_second": round((tokens - padding) / seconds, 2),
             "images_per_second": round(images / seconds, 2),
         }
 

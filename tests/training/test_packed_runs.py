@@ -17,7 +17,7 @@ from training.run_record import MetricsFile
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_task
 
-TIMINGS = {"images_per_second", "seconds"}
+TIMINGS = {"tokens_per_second", "images_per_second", "seconds"}
 PACK = ("--packing", "pack", "--max_length", "200")
 
 

@@ -18,5 +18,6 @@ def test_tokens_padding_answers_and_images_are_counted() -> None:
         "samples_per_step": 4,
         "supervised_tokens_per_step": 3.0,
         "padding": 0.25,
+        "tokens_per_second": 8.0,
         "images_per_second": 2.0,
     }
