@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defocus_mllm import retention_core_defocus
+from defocus_mllm.fold_defocus import scale_tokens
 from defocus_mllm.kernels_defocus import kernel_report
-from defocus_mllm.retention_core_defocus import retention
+from defocus_mllm.retention_core_defocus import retention, rotated_retention
 
 RATES = st.floats(math.log(1e-4), math.log(5)).map(math.exp)
 
@@ -98,3 +100,24 @@ def test_chunk_borders(tokens):
     given_ = arguments(tokens, [0.3, 4.0])
     for ours, theirs in zip(retention(*given_), by_definition(*given_), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("tokens", [7, 130, 200, 333])
+@pytest.mark.parametrize("frequencies", [True, False])
+def test_rotation_span_by_span_is_rotation_at_once(monkeypatch, tokens, frequencies):
+    query, key, value, decay, memory = arguments(tokens, [0.1, 0.002])
+    theta = torch.tensor([[0.3, 0.1, 0.02], [0.7, 0.2, 0.05]], dtype=torch.float64) if frequencies else None
+    leaves = [x.requires_grad_() for x in (query, key, value, decay, memory)]
+    results = []
+    for span in (10_000, 100):
+        monkeypatch.setattr(retention_core_defocus, "_SPAN", span)
+        output, last = rotated_retention(query, key, value, decay, theta, 0.4, memory, past=50)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+        gradients = torch.autograd.grad((output * weights).sum() + last.sum(), leaves)
+        results.append([output, last, *gradients])
+    for at_once, in_spans in zip(*results, strict=True):
+        torch.testing.assert_close(in_spans, at_once, rtol=1e-9, atol=1e-9)
+    time = 50 + torch.arange(tokens, dtype=torch.float64)
+    turned = [scale_tokens(x, None, theta, time) for x in (query, key)]
+    expected = by_definition(turned[0], turned[1] * 0.4, value, decay, memory)
+    torch.testing.assert_close(results[1][0], expected[0], rtol=1e-9, atol=1e-9)
