@@ -46,7 +46,7 @@ class Stage:
     bad_samples: BadSamples = field(default_factory=BadSamples)
     """Hears of samples that cannot be used when `count_items` is called; the loop lets the processes share that."""
     unit: str = "images"
-    """What the rate counts: "images" (samples) or "tokens" (supervised items)."""
+    """What the rate counts: "images" (samples) or "tokens"; where text is read, `TokenCounts` tells both instead."""
     sampler: Callable[[BatchPlan, int, int, int], StepSampler[Any]] = MicroBatchSampler
     """(plan, first step, number of steps, rank) -> what each micro-batch is made of: keys, or samples of a stream."""
     repeats: int = 1
