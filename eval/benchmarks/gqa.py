@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
+from eval.answer_files import LLAVA, Format
+from eval.benchmarks.official import field, find_folder, importer, short_prompt
 from eval.files import read_json
 from eval.measures import mean_of
 from eval.metrics.text import gqa_accuracy, gqa_accuracy_lenient
@@ -72,5 +73,5 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(mean_of("accuracy", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("kind", "structural"),
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, Format("GQA predictions", "questionId", "prediction")),
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.official import by_question_id, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge
+from eval.answer_files import LLAVA
+from eval.benchmarks.official import find_folder, importer, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData
 
@@ -40,5 +41,5 @@ BENCHMARK = Benchmark(
     parser="official (vqaEval.py), raw predictions",
     judge=soft_judge("official"),
     metrics=METRICS,
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, VQA_SUBMISSION),
 )

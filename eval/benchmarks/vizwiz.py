@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
-from eval.files import read_json
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -34,11 +35,8 @@ def load_test(data_root: Path | None = None) -> BenchmarkData:
 
 
 def _load(root: Path, split: str) -> BenchmarkData:
-    path = root / "Annotations" / f"{split}.json"
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list")
-    return BenchmarkData(root, tuple(_read(row, split, f"{path}, record {at}") for at, row in enumerate(rows, 1)))
+    records = read_records(root / "Annotations" / f"{split}.json")
+    return BenchmarkData(root, tuple(_read(row, split, where) for where, row in records))
 
 
 def _read(row: dict[str, Any], split: str, where: str) -> Sample:
@@ -61,13 +59,23 @@ def prompt(sample: Sample) -> str:
     return sample.question + _UNANSWERABLE + SHORT_SUFFIX
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows of a submission (`image`, `answer`) or of LLaVA's answers (`question_id` = image, `text`)."""
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """Rows of a submission, whose `image` may have a folder in front, or of LLaVA's answers.
+
+    Their `question_id` is the image too or, as in LLaVA's question file, its number; then the prompt must ask the
+    question.
+    """
+    samples = {sample.id: sample for sample in data.samples}
+    numbers = {int(found[1]): name for name in samples if (found := re.search(r"(\d+)\.\w+$", name))}
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        return Path(str(field(row, ("image", "question_id"), where))).name
+        image = row.get("image", row.get("question_id"))
+        name = numbers.get(image, str(image)) if isinstance(image, int) else Path(str(image)).name
+        if isinstance(image, int) and name in samples:
+            check_question(row.get("prompt"), samples[name], where)
+        return name
 
-    return collect(path, data, find_id)
+    return collect(answers, data, (Format("VizWiz submission", "image", "answer"), LLAVA), find_id)
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:

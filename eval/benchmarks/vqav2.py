@@ -12,9 +12,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from eval.benchmarks.official import by_question_id, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, read_questions, soft_judge, unscored_judge
+from eval.answer_files import LLAVA, AnswerFile, Imported
+from eval.benchmarks.official import collect, find_folder, importer, read_records, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, unscored_judge
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction
@@ -37,10 +39,21 @@ def load_test_dev(data_root: Path | None = None) -> BenchmarkData:
     return load_vqa(root, _TEST_DEV, None, "test2015/COCO_test2015_{:012d}.jpg")
 
 
+def import_test_dev(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """Answers to test-dev, or a submission with all of test2015, whose other questions are left out."""
+    asked = {sample.id for sample in data.samples}
+    others = {str(row.get("question_id")) for _, row in read_records(data.root / _TEST, "questions")} - asked
+
+    def leave_out(row: dict[str, Any]) -> str | None:
+        return "of test2015 outside test-dev" if str(row["question_id"]) in others else None
+
+    return collect(answers, data, (LLAVA, VQA_SUBMISSION), leave_out=leave_out)
+
+
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
     """The server wants all of test2015: questions outside test-dev get the empty answer, as in LLaVA's script."""
     rows = []
-    for question in read_questions(data.root / _TEST):
+    for _, question in read_records(data.root / _TEST, "questions"):
         prediction = predictions.get(str(question["question_id"]))
         answer = normalize_vqa(prediction.text) if prediction else ""
         rows.append({"question_id": question["question_id"], "answer": answer})
@@ -64,7 +77,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("official"),
     metrics=METRICS,
     breakdowns=("answer_type",),
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, VQA_SUBMISSION),
 )
 
 BENCHMARK_TEST_DEV = dataclasses.replace(
@@ -78,5 +91,6 @@ BENCHMARK_TEST_DEV = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    import_predictions=import_test_dev,
     submission=Submission("vqav2_test_dev_submission.json", write_submission),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval.answer_files import read_answers
 from eval.registry import get_benchmark
 from eval.results import score_samples, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -30,7 +31,7 @@ def predictions(name: str, data: BenchmarkData, rows: list[dict[str, Any]], path
     write(path, lines(rows))
     importer = get_benchmark(name).import_predictions
     assert importer is not None
-    return importer(path, data)
+    return importer(read_answers(path), data).predictions
 
 
 def value(name: str, data: BenchmarkData, answers: dict[str, Prediction], metric: str) -> float:
@@ -111,7 +112,7 @@ def test_mmbench_rotations(tmp_path: Path) -> None:
         {"question_id": 8, "text": "dog"},
     ]
     found = predictions("mmbench", data, answers, tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match="record 1: expected the field 'prediction' or 'text'"):
+    with pytest.raises(ValueError, match=r"record 1: expected the fields of MMBench answer table \(index, pred"):
         predictions("mmbench", data, [{"index": 7, "answer": "A"}], tmp_path / "truth_only.jsonl")
     names = ("circular_accuracy", "first_pass", "all_rotations")
     assert [value("mmbench", data, found, name) for name in names] == pytest.approx([0.5, 1, 2 / 3])
@@ -125,7 +126,7 @@ def test_seed_bench_official_file_without_videos(tmp_path: Path) -> None:
     data = get_benchmark("seed_bench").load(tmp_path)
     assert [sample.id for sample in data.samples] == ["1", "49914"]
     answers = [{"question_id": number, "prediction": text} for number, text in (("1", "B."), ("49914", "A"))]
-    found = predictions("seed_bench", data, [*answers, {"question_id": "49914", "text": "B"}], tmp_path / "a.jsonl")
+    found = predictions("seed_bench", data, [*answers, {"question_id": "49914", "prediction": "B"}], tmp_path / "a.jsonl")
     assert [value("seed_bench", data, found, name) for name in ("accuracy", "accuracy_lenient")] == [0.5, 1]
 
 
@@ -137,7 +138,7 @@ def test_vqav2_and_its_submission(tmp_path: Path) -> None:
     write(folder / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     data = get_benchmark("vqav2").load(tmp_path)
     assert data.samples[0].images == ("val2014/COCO_val2014_000000000042.jpg",)
-    rows = [{"question_id": 1, "text": "Yes"}, {"question_id": 2, "answer": "yes"}]
+    rows = [{"question_id": 1, "answer": "Yes"}, {"question_id": 2, "answer": "yes"}]
     found = predictions("vqav2", data, rows, tmp_path / "a.jsonl")
     assert [value("vqav2", data, found, f"vqa_accuracy{suffix}") for suffix in ("", "_lenient")] == [0.5, 1]
 

@@ -1,0 +1,196 @@
+"""Answer files of any evaluation, read into rows: JSON Lines, JSON, tables (.tsv, .csv, .txt, .xlsx), folders of those.
+
+What the rows mean is each benchmark's matter (`Format`); here every record is only given a place to name in messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.files import parse_json, parse_json_lines, read_text
+from eval.samples import Prediction
+from eval.spreadsheet import read_first_sheet
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxdict = 12
+
+_Records = list[tuple[str, dict[str, Any]]]
+"""(place, row) of each record of a file."""
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One record: where it stands (for messages), the file, and its fields.
+
+    Columns without a header are the list `columns`.
+    """
+
+    where: str
+    file: Path
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """What was read: the file or folder as given, the files in it, how they are written, and their rows in order."""
+
+    name: str
+    files: tuple[Path, ...]
+    container: str
+    rows: tuple[AnswerRow, ...]
+
+    def with_rows(self, rows: Sequence[AnswerRow]) -> AnswerFile:
+        """The same file with other rows."""
+        return AnswerFile(self.name, self.files, self.container, tuple(rows))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A known layout of rows: its name, the field that names the sample, and the field with the answer."""
+
+    name: str
+    id_field: str
+    text_field: str
+
+    def __str__(self) -> str:
+        """The name with the fields."""
+        return f"{self.name} ({self.id_field}, {self.text_field})"
+
+
+OWN = Format("rows of samples.jsonl", "id", "text")
+LLAVA = Format("LLaVA answers", "question_id", "text")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Predictions by sample id, the format they were recognised as, and the rows that were meant for others."""
+
+    predictions: dict[str, Prediction]
+    format: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of rows."""
+    model: str | None = None
+    """`model_id`, where all rows name the same."""
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    return _SHORT.repr(value)
+
+
+def read_answers(*paths: Path) -> AnswerFile:
+    """Read an answer file, several, or a folder of them (in the order of their names), hidden files aside.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a folder holds none.
+        ValueError: a malformed or empty file, or files that are not all written alike; the message names file and
+            record.
+    """
+    files = [file for path in paths for file in _files_in(path)]
+    name = ", ".join(map(str, paths))
+    containers, rows = [], []
+    for file in files:
+        container, values = _read_file(file)
+        containers.append(container)
+        rows += [AnswerRow(where, file, row) for where, row in values]
+        if container != containers[0]:
+            raise ValueError(f"{file}: {container}, but {files[0]} is {containers[0]}: give files of one kind")
+    if not rows:
+        raise ValueError(f"{name}: holds no answers")
+    several = f"{len(files)} files, each " if len(files) > 1 else ""
+    return AnswerFile(name, tuple(files), several + containers[0], tuple(rows))
+
+
+def _files_in(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file")
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    folder = next((entry for entry in entries if entry.is_dir()), None)
+    if folder is not None:
+        raise ValueError(f"{path}: a folder of answer files was expected, but {folder.name!r} in it is a folder")
+    if not entries:
+        raise FileNotFoundError(f"{path}: this folder is empty: no answer files")
+    return entries
+
+
+def _read_file(path: Path) -> tuple[str, _Records]:
+    """How a file is written, and its records."""
+    match path.suffix.lower():
+        case ".xlsx":
+            return "Excel workbook", _with_header(read_first_sheet(path), path, "row")
+        case ".tsv":
+            return "table", _with_header(_delimited(path, "\t"), path, "line")
+        case ".csv":
+            return "columns (.csv)", _columns(_delimited(path, ","), path)
+        case ".txt":
+            # As the official readers of such files do: a quotation mark is a character like any other.
+            lines = (line.split("\t") for line in read_text(path).split("\n"))
+            return "columns (.txt)", _columns(enumerate(lines, 1), path)
+    return _read_json(path)
+
+
+def _columns(lines: Iterable[tuple[int, list[str]]], path: Path) -> _Records:
+    return [(f"{path}, line {at}", {"columns": cells}) for at, cells in lines if any(cells)]
+
+
+def _with_header(lines: Iterable[tuple[int, list[str]]], path: Path, unit: str) -> _Records:
+    """Name the cells after the first line; ValueError on a repeated name, or a line longer or shorter than that."""
+    records: _Records = []
+    header: list[str] | None = None
+    for at, cells in lines:
+        where = f"{path}, {unit} {at}"
+        if header is None:
+            header = [name.strip() for name in cells]
+            repeated = [name for name in header if name and header.count(name) > 1]
+            if repeated:
+                raise ValueError(f"{where}: two columns are called {repeated[0]!r}")
+        elif len(cells) != len(header):
+            raise ValueError(f"{where}: {len(cells)} columns, but the header has {len(header)}")
+        else:
+            records.append((where, dict(zip(header, cells, strict=True))))
+    return records
+
+
+def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of a table; cells in quotation marks may hold line ends."""
+    csv.field_size_limit(sys.maxsize)  # images stand in tables, in base64
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: malformed table: {error}") from error
+
+
+def _read_json(path: Path) -> tuple[str, _Records]:
+    """A JSON list of objects, JSON Lines or, where the first line is not whole, one JSON object over many lines."""
+    text = read_text(path).lstrip()
+    if text.startswith("["):
+        rows = parse_json(text, path)
+        wrong = next((at for at, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"{path}, record {wrong}: expected a JSON object, found {shown(rows[wrong - 1])}")
+        container = "JSON list"
+    elif text.startswith("{") and not _is_whole(text.partition("\n")[0]):
+        container, rows = "JSON object", [parse_json(text, path)]
+    else:
+        container, rows = "JSON Lines", parse_json_lines(text, path)
+    return container, [(f"{path}, record {at}", row) for at, row in enumerate(rows, 1)]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
