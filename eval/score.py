@@ -76,18 +76,22 @@ def score_file(
 
 
 def _describe(answers: AnswerFile, imported: Imported) -> str:
-    left_out = "".join(f", {count:,} left out: {reason}" for reason, count in imported.left_out.items())
-    return f"read as {imported.format}, {answers.container}, {len(answers.rows):,} rows{left_out}"
+    left_out = "".join(f"; left out: {count:,} {reason}" for reason, count in imported.left_out.items())
+    return f"read as {imported.format}, {answers.container}: {len(imported.predictions):,} answers{left_out}"
 
 
 def _load(benchmark: Benchmark, data_root: Path | None, answers: AnswerFile) -> BenchmarkData:
     """The official data or, where their files are absent, the truth that stands in the predictions."""
     try:
         return benchmark.load_verified(data_root)
-    except FileNotFoundError:
+    except FileNotFoundError as missing:
         if benchmark.load_from_predictions is None:
             raise
-        return benchmark.verified(benchmark.load_from_predictions(answers))
+        try:
+            data = benchmark.load_from_predictions(answers)
+        except ValueError as error:
+            raise FileNotFoundError(f"{missing}; nor do the answers hold the truth: {error}") from error
+        return benchmark.verified(data)
 
 
 def match(benchmark: Benchmark, answers: AnswerFile, data: BenchmarkData) -> Imported:

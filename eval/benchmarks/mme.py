@@ -22,7 +22,7 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
 _INSTRUCTION = "Please answer yes or no."
-_TEXTS = Format("MME texts", "question_id", "answer")
+_TEXTS = Format("MME texts", "image", "answer")
 _POINTS = Style(scale=1.0, digits=4, unit="")
 _RELEASE = "MME_Benchmark_release_version"
 
@@ -103,8 +103,8 @@ def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
         samples[sample.cluster].append(sample)
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        image = Path(str(row["question_id"]))
-        cluster = f"{image.parts[0]}/{image.stem}"
+        image = str(row.get("image", row.get("question_id")))
+        cluster = f"{image.partition('/')[0]}/{Path(image).stem}"
         prompt = _bare(str(field(row, ("prompt", "question"), where)).removeprefix("<image>\n"))
         asked = [sample for sample in samples[cluster] if prompt.startswith(sample.question)]
         if not asked:
@@ -124,7 +124,7 @@ def _from_columns(row: AnswerRow) -> AnswerRow:
             f"{row.where}: expected 4 columns with tabs between (image, question, truth, answer), found {len(columns)}"
         )
     image, question, truth, answer = columns
-    fields = {"question_id": f"{row.file.stem}/{image}", "question": question, "truth": truth.strip(), "answer": answer}
+    fields = {"image": f"{row.file.stem}/{image}", "question": question, "truth": truth.strip(), "answer": answer}
     return dataclasses.replace(row, values=fields)
 
 

@@ -126,7 +126,9 @@ def test_seed_bench_official_file_without_videos(tmp_path: Path) -> None:
     data = get_benchmark("seed_bench").load(tmp_path)
     assert [sample.id for sample in data.samples] == ["1", "49914"]
     answers = [{"question_id": number, "prediction": text} for number, text in (("1", "B."), ("49914", "A"))]
-    found = predictions("seed_bench", data, [*answers, {"question_id": "49914", "prediction": "B"}], tmp_path / "a.jsonl")
+    found = predictions(
+        "seed_bench", data, [*answers, {"question_id": "49914", "prediction": "B"}], tmp_path / "a.jsonl"
+    )
     assert [value("seed_bench", data, found, name) for name in ("accuracy", "accuracy_lenient")] == [0.5, 1]
 
 
