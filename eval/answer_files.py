@@ -49,7 +49,9 @@ class AnswerFile:
     rows: tuple[AnswerRow, ...]
 
     def with_rows(self, rows: Sequence[AnswerRow]) -> AnswerFile:
-        """The same file with other rows."""
+        """The same file with other rows; ValueError if there are none."""
+        if not rows:
+            raise ValueError(f"{self.name}: holds no answers")
         return AnswerFile(self.name, self.files, self.container, tuple(rows))
 
 
@@ -104,10 +106,8 @@ def read_answers(*paths: Path) -> AnswerFile:
         rows += [AnswerRow(where, file, row) for where, row in values]
         if container != containers[0]:
             raise ValueError(f"{file}: {container}, but {files[0]} is {containers[0]}: give files of one kind")
-    if not rows:
-        raise ValueError(f"{name}: holds no answers")
     several = f"{len(files)} files, each " if len(files) > 1 else ""
-    return AnswerFile(name, tuple(files), several + containers[0], tuple(rows))
+    return AnswerFile(name, tuple(files), several + containers[0], ()).with_rows(rows)
 
 
 def _files_in(path: Path) -> list[Path]:

@@ -44,8 +44,8 @@ def _index(row: dict[str, Any], where: str) -> int:
     value = field(row, ("index", "question_id"), where)
     try:
         return int(float(value))
-    except ValueError as error:
-        raise ValueError(f"{where}: 'index' must be a number, found {value!r}") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: 'index' must be a number, found {shown(value)}") from error
 
 
 def _read(row: dict[str, Any], where: str) -> Sample:

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
-from eval.benchmarks.official import check_question, collect, field, find_folder, judged, located, short_prompt
+from eval.benchmarks.official import (
+    check_question,
+    collect,
+    field,
+    find_folder,
+    judged,
+    located,
+    recognise,
+    short_prompt,
+)
 from eval.files import read_json_lines
 from eval.measures import Metric, Row, Style
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
@@ -68,6 +77,7 @@ def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     many answers as questions. `category` (`coco_pope_` in front is accepted) may stand in the row or the file's name.
     `image`, `question` and `prompt`, where they are, must be the sample's.
     """
+    recognise(answers, _FORMATS)
     by_category: defaultdict[str, list[AnswerRow]] = defaultdict(list)
     for row in answers.rows:
         by_category[_category(row, several=len(answers.files) > 1)].append(row)
