@@ -146,7 +146,7 @@ class TransformersGenerator:
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
         started = time.perf_counter()
-        inputs = self._encode(requests)
+        inputs = self._encode(requests) if self._image_features is None else self._encode_once(requests)
         asks_options = any(request.options for request in requests)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -157,7 +157,7 @@ class TransformersGenerator:
             return_dict_in_generate=True,
             output_logits=asks_options,
         )
-        output = self.model.generate(**self._with_shared_images(requests, inputs), generation_config=config)
+        output = self.model.generate(**inputs, generation_config=config)
         answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         likelihoods: list[dict[str, float] | None] = [None] * len(requests)
@@ -192,13 +192,28 @@ class TransformersGenerator:
             for request, score in zip(requests, scores, strict=True)
         ]
 
-    def _with_shared_images(self, requests: Sequence[Request], inputs: Any) -> dict[str, Any]:
-        """The inputs, with features of images in place of their pixels where the model takes them."""
-        if self._image_features is None or "pixel_values" not in inputs:
-            return dict(inputs)
+    def _encode_once(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """As `_encode` for a De-focus model, with the features of images in place of their pixels.
+
+        An image is read, resized and encoded for the first question about it alone.
+        """
+        assert self._image_features is not None
+        chats = [
+            self.processor.encode_chat(_conversation(request, [{"type": "image"}] * len(request.images)), True).ids
+            for request in requests
+        ]
+        ids = [self.processor.expand_images(chat, chat) for chat in chats]
+        padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        inputs = dict(padded.to(self.device))
         images = [path for request in requests for path in request.images]
-        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        return others | {"mm_encoder_outputs": self._image_features.of(images, inputs["pixel_values"])}
+        if images:
+            inputs["mm_encoder_outputs"] = self._image_features.of(images, self._pixels)
+        return inputs
+
+    def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
+        images = [self._images.load(path) for path in paths]
+        pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.device, dtype=self.model.dtype)
 
     def forget_images(self) -> None:
         """Drop what is kept of images between batches."""
@@ -207,15 +222,7 @@ class TransformersGenerator:
 
     def _encode(self, requests: Sequence[Request]) -> Any:
         conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": self._images.load(path)} for path in request.images),
-                        {"type": "text", "text": request.prompt},
-                    ],
-                }
-            ]
+            _conversation(request, [{"type": "image", "image": self._images.load(path)} for path in request.images])
             for request in requests
         ]
         inputs = self.processor.apply_chat_template(
@@ -242,6 +249,10 @@ class TransformersGenerator:
             n_out=len(tokens) + finished,
             secs=round(seconds, 6),
         )
+
+
+def _conversation(request: Request, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*images, {"type": "text", "text": request.prompt}]}]
 
 
 def usable_device(name: str | None) -> torch.device:
