@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
 from defocus_mllm.loading import load_strictly
+from eval.checkpoints import find_checkpoint
 from eval.environment import code_digest
 from eval.files import sha256_of_files
 from eval.image_features import ImageFeatures
@@ -72,18 +73,20 @@ class TransformersGenerator:
     """Greedy generation with any image-text-to-text checkpoint on disk.
 
     Args:
-        model_dir: folder written by `save_pretrained` of model and processor.
+        model: folder written by `save_pretrained` of model and processor, or a repository (see checkpoints.py).
         device: "cpu", "cuda", ...; None takes the GPU if there is one.
+        dtype: number format of the weights, such as "bfloat16"; "auto" keeps the saved one.
 
     Raises:
-        FileNotFoundError: `model_dir` is no checkpoint.
+        FileNotFoundError: `model` is no checkpoint.
         ValueError: there is no such device, or it cannot be used here; weights are missing or damaged.
     """
 
-    def __init__(self, model_dir: Path, device: str | None = None) -> None:
-        self.model_dir = model_dir
+    def __init__(self, model: str | Path, device: str | None = None, dtype: str = "auto") -> None:
+        self._checkpoint = find_checkpoint(model)
+        self.model_dir = model_dir = self._checkpoint.folder
         self.device = usable_device(device)
-        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype="auto").eval()
+        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype=dtype).eval()
         self.model.to(device=self.device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         ends = self.model.generation_config.eos_token_id
@@ -110,8 +113,9 @@ class TransformersGenerator:
     def describe(self) -> dict[str, Any]:
         """The `model` block of results.json; `params` counts shared weights once."""
         return {
-            "name": self.model_dir.name,
+            "name": self._checkpoint.name,
             "path": str(self.model_dir),
+            "revision": self._checkpoint.revision,
             "fingerprint": self.fingerprint,
             "weights_sha": self._weights_sha,
             "params": sum(parameter.numel() for parameter in self.model.parameters()),
