@@ -74,7 +74,11 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
         "n_expected": benchmark.n_expected,
         "only_a": len(rows[0]) - len(common),
         "only_b": len(rows[1]) - len(common),
-        "metrics": {m.name: _compare_metric(m, rows_a, rows_b, benchmark.cluster) for m in benchmark.metrics},
+        "metrics": {
+            metric.name: _compare_metric(metric, rows_a, rows_b, benchmark.cluster)
+            for metric in benchmark.metrics
+            if metric.applies_to(rows_a) and metric.applies_to(rows_b)
+        },
         "mcnemar": mcnemar([row["score"] for row in rows_a], [row["score"] for row in rows_b]),
     }
 
@@ -96,7 +100,8 @@ def paired_difference(
     def difference(sums: np.ndarray) -> np.ndarray:
         return metric.statistic(sums[..., width:]) - metric.statistic(sums[..., :width])
 
-    return estimate(np.hstack([summands_a, summands_b]), clusters, difference, cluster_name, is_share=False)
+    both = np.hstack([summands_a, summands_b])
+    return estimate(both, clusters, difference, cluster_name, is_share=False, is_centred=metric.is_centred)
 
 
 def mcnemar(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
 SCHEMA_VERSION = 1
+_MOST_GROUPS_SHOWN = 20
 _WHERE = ("name", "path", "revision", "predictions")
 
 
@@ -133,6 +134,7 @@ def _estimates(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> dict[str
     return {
         metric.name: _estimate(rows, metric, benchmark.cluster) | {"primary": metric.primary}
         for metric in benchmark.metrics
+        if metric.applies_to(rows)
     }
 
 
@@ -149,7 +151,8 @@ def _likelihood(benchmark: Benchmark, rows: Sequence[dict[str, Any]], partial: b
 
 def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str) -> dict[str, Any]:
     clusters = [row["cluster"] for row in rows]
-    found = estimate(metric.summands(rows), clusters, metric.statistic, cluster_name)
+    summands = metric.summands(rows)
+    found = estimate(summands, clusters, metric.statistic, cluster_name, is_centred=metric.is_centred)
     return found | {"style": asdict(metric.style)}
 
 
@@ -230,7 +233,10 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(_likelihood_summary(results["likelihood"], primary))
     others = ((name, metric) for name, metric in results["metrics"].items() if not metric["primary"])
     lines += [f"  {name} {format_estimate(metric)}" for name, metric in others]
-    for groups in results["breakdown"].values():
+    for name, groups in results["breakdown"].items():
+        if len(groups) > _MOST_GROUPS_SHOWN:
+            lines.append(f"  by {name}: {len(groups)} groups, in results.json")
+            continue
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
     if not benchmark["fingerprint_checked"]:

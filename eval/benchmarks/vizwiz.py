@@ -2,7 +2,9 @@
 server's.
 
 Official scorer: the VizWiz API (https://vizwiz.org/tasks-and-datasets/vqa), which normalises the prediction but not the
-answers. Not computed: its average precision of answerability, for which a model would have to give a confidence.
+answers. Its second task, whether a question can be answered at all, is scored from the answers, as where no confidence
+is given: "unanswerable" after normalisation says no (`evaluate_unanswerability` of
+https://github.com/TRI-ML/vlm-evaluation).
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from typing import Any
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
+from eval.measures import Metric
+from eval.metrics.answerability import average_precision, unanswerable_counts
 from eval.metrics.vqa import normalize_vqa
+from eval.metrics.yes_no import pope_f1
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -51,12 +56,22 @@ def _read(row: dict[str, Any], split: str, where: str) -> Sample:
         cluster=image,
         categories={"answer_type": str(row.get("answer_type", ""))},
         answers=answers,
+        details={"answerable": row["answerable"]} if "answerable" in row else {},
     )
 
 
 def prompt(sample: Sample) -> str:
     """LLaVA-1.5's prompt; the question keeps its letter case."""
     return sample.question + _UNANSWERABLE + SHORT_SUFFIX
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """Soft accuracy and, where the data say it, what was and what should have been said of answerability."""
+    row = soft_judge("vizwiz")(text, sample)
+    if "answerable" in sample.details:
+        row["unanswerable"] = not sample.details["answerable"]
+        row["said_unanswerable"] = normalize_vqa(text) == "unanswerable"
+    return row
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -97,8 +112,12 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     max_new_tokens=16,
     parser="official (VizWiz API)",
-    judge=soft_judge("vizwiz"),
-    metrics=METRICS,
+    judge=judge,
+    metrics=(
+        *METRICS,
+        Metric("unanswerable_average_precision", unanswerable_counts, average_precision, needs="unanswerable"),
+        Metric("unanswerable_f1", unanswerable_counts, pope_f1, needs="unanswerable"),
+    ),
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
 )
