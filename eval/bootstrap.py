@@ -79,7 +79,7 @@ def estimate(
     sums = cluster_sums(np.asarray(components, dtype=float), clusters)
     value = float(statistic(sums.sum(axis=0)))
     draws = resampled_statistics(sums, statistic, resamples, seed)
-    if is_share and value in (0.0, 1.0) and (draws == value).all():
+    if is_share and not is_centred and value in (0.0, 1.0) and (draws == value).all():
         interval = wilson_interval(value * len(sums), len(sums))
         return {"value": value, "ci95": list(interval), "se": None, "method": "wilson", "cluster": cluster_name}
     low, high = np.percentile(draws, [2.5, 97.5])

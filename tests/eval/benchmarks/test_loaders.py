@@ -198,6 +198,61 @@ def test_gqa(tmp_path: Path) -> None:
     assert value("gqa", data, predictions("gqa", data, rows, tmp_path / "a.jsonl"), "accuracy") == 0.5
 
 
+def names_of_metrics(name: str, data: BenchmarkData, texts: dict[str, str]) -> set[str]:
+    benchmark = get_benchmark(name)
+    rows = score_samples(benchmark, data.samples, {key: Prediction(key, text) for key, text in texts.items()})
+    return {metric.name for metric in benchmark.metrics if metric.applies_to(rows)}
+
+
+def test_gqa_scores_what_the_data_allow(tmp_path: Path) -> None:
+    types = {"structural": "query", "semantic": "attr", "detailed": "weather"}
+    more = {"types": types, "groups": {"global": "weather"}, "semantic": [{"operation": "select", "argument": "sky"}]}
+    row = {"question": "What is it?", "imageId": "n1", "answer": "fog"} | more
+    questions = {"01": row | {"entailed": ["02", "01"]}, "02": row | {"entailed": ["99"]}}
+    write(tmp_path / "testdev_balanced_questions.json", questions)
+    answers = {"01": "Fog.", "02": "rain"}
+    data = get_benchmark("gqa").load(tmp_path)
+    assert (
+        data.samples[0].categories | {"words": "3", "steps": "1", "detailed": "weather"} == data.samples[0].categories
+    )
+    assert names_of_metrics("gqa", data, answers) == {"accuracy", "accuracy_lenient", "distribution"}
+
+    write(tmp_path / "testdev_balanced_questions.json", questions | {"02": row | {"entailed": []}})
+    choices = {key: {"valid": ["fog", "rain"], "plausible": ["fog"]} for key in questions}
+    write(tmp_path / "testdev_balanced_choices.json", choices)
+    data = get_benchmark("gqa").load(tmp_path)
+    predicted = {key: Prediction(key, text) for key, text in answers.items()}
+    assert names_of_metrics("gqa", data, answers) >= {"consistency", "validity", "plausibility"}
+    found = [
+        value("gqa", data, predicted, name) for name in ("consistency", "validity", "plausibility", "distribution")
+    ]
+    assert found == [0, 1, 0.5, 0.005]
+    write(tmp_path / "testdev_balanced_choices.json", {"01": choices["01"]})
+    with pytest.raises(ValueError, match=r"choices\.json, question 02: expected the field '02'"):
+        get_benchmark("gqa").load(tmp_path)
+    write(tmp_path / "testdev_balanced_questions.json", [1])
+    with pytest.raises(ValueError, match="expected an object of questions"):
+        get_benchmark("gqa").load(tmp_path)
+
+
+def test_vizwiz_answerability(tmp_path: Path) -> None:
+    kinds = [("1.jpg", 0), ("2.jpg", 0), ("3.jpg", 1), ("4.jpg", 1)]
+    rows = [{"image": image, "question": "Q", "answers": TEN, "answerable": kind} for image, kind in kinds]
+    write(tmp_path / "Annotations" / "val.json", rows)
+    data = get_benchmark("vizwiz").load(tmp_path)
+    texts = dict(zip("1234", ("Unanswerable.", "unsuitable", "the unanswerable", "yes"), strict=True))
+    predicted = {f"{key}.jpg": Prediction(f"{key}.jpg", text) for key, text in texts.items()}
+    assert value("vizwiz", data, predicted, "unanswerable_f1") == 0.5
+    assert value("vizwiz", data, predicted, "unanswerable_average_precision") == pytest.approx(0.5 * 0.5 + 0.5 * 0.5)
+    write(
+        tmp_path / "Annotations" / "val.json",
+        [{key: row[key] for key in ("image", "question", "answers")} for row in rows],
+    )
+    data = get_benchmark("vizwiz").load(tmp_path)
+    found = names_of_metrics("vizwiz", data, {name: one.text for name, one in predicted.items()})
+    assert found == {"vqa_accuracy", "vqa_accuracy_lenient"}
+
+
 @pytest.mark.parametrize(
     "name", ["pope", "mme", "gqa", "vqav2", "okvqa", "textvqa", "textvqa_ocr", "vizwiz", "mmbench"]
 )
