@@ -34,17 +34,37 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where data come from that are not read from the official files: a dataset of the Hugging Face Hub.
+
+    `repository` and `revision` are None where the folder does not tell; `differs` says what is not as in the official
+    files, and `counts` are the numbers of samples that are accepted beside the official one.
+    """
+
+    repository: str | None
+    revision: str | None
+    differs: str = ""
+    counts: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision[:12]}" if self.revision else ""
+        return f"datasets cache {self.repository}{revision}" if self.repository else "a dataset in the data folder"
+
+
+@dataclass(frozen=True)
 class BenchmarkData:
     """The samples of a benchmark in their official order, and the folder that its files lie in.
 
     `compared` are the fields of a sample that the fingerprint covers: not those that differ between the layouts in
     which the same data are installed. `stored_images` are images that stand in a table; None where they are files.
+    `origin` is None for the official files.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     compared: tuple[str, ...] = ("id", "question", "target", "images", "answers", "choices")
     stored_images: StoredImages | None = None
+    origin: Origin | None = None
 
     @property
     def image_root(self) -> Path:
