@@ -36,6 +36,8 @@ class HubSource:
     the row, in order; a sample that is there already, equal in everything, counts once."""
     image_split: Split | None = None
     """A split of its own that holds the images: its column `id` is the samples' cluster."""
+    also_needed: tuple[Split, ...] = ()
+    """Splits that must be there beside those that are asked, for the submission."""
     differs: str = ""
     """What is not as in the official files: a missing column, another edition."""
     counts: tuple[int, ...] = ()
@@ -45,8 +47,8 @@ class HubSource:
 
     @property
     def all_splits(self) -> tuple[Split, ...]:
-        """The splits of the rows, then that of the images if there is one."""
-        return (*self.splits, self.image_split) if self.image_split else self.splits
+        """The splits of the rows, those also needed, and that of the images if there is one."""
+        return (*self.splits, *self.also_needed, *((self.image_split,) if self.image_split else ()))
 
     def __str__(self) -> str:
         splits = ", ".join("/".join(filter(None, split)) for split in self.all_splits)
@@ -69,7 +71,7 @@ def load_from_hub(folder_name: str, sources: Sequence[HubSource], data_root: Pat
 def find_on_hub(
     folder_name: str, sources: Sequence[HubSource], data_root: Path | None
 ) -> tuple[HubSource, HubFolder, list[StoredTable]] | None:
-    """Where `load_from_hub` would read, without reading; the tables are the source's splits, its image split last."""
+    """Where `load_from_hub` would read, without reading; the tables are those of the source's `all_splits`."""
     partial_error = None
     for source in sources:
         for folder in _folders(folder_name, source, data_root):

@@ -142,6 +142,11 @@ ROWS: dict[str, dict[tuple[str | None, str], list[dict[str, Any]]]] = {
     },
 }
 ROWS["textvqa_ocr"] = ROWS["textvqa"]
+_TEST_QUESTIONS = [
+    {"question_id": number, "image_id": 7, "question": "Is it?", "answers": None, "image": picture(7)}
+    for number in (7001, 7002)
+]
+ROWS["vqav2_test_dev"] = {(None, "testdev"): _TEST_QUESTIONS[1:], (None, "test"): _TEST_QUESTIONS}
 ROWS["vizwiz_test"] = {
     (None, "test"): [
         {"question_id": "VizWiz_test_00000003.jpg", "question": "And this?", "answers": None, "image": picture(6)}
@@ -189,6 +194,12 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     "okvqa": {
         "OpenEnded_mscoco_val2014_questions.json": {"questions": [_OKVQA]},
         "mscoco_val2014_annotations.json": {"annotations": [_OKVQA | {"answers": TEN}]},
+    },
+    "vqav2_test_dev": {
+        f"v2_OpenEnded_mscoco_{split}2015_questions.json": {
+            "questions": [{"question_id": number, "image_id": 7, "question": "Is it?"} for number in numbers]
+        }
+        for split, numbers in (("test-dev", [7002]), ("test", [7001, 7002]))
     },
     "textvqa": _TEXT_FILE,
     "textvqa_ocr": _TEXT_FILE

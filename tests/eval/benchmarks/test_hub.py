@@ -155,6 +155,20 @@ def test_a_run_takes_the_dataset_and_says_so(textvqa: Benchmark, tmp_path: Path)
     assert (tmp_path / "again.html").read_text() == (tmp_path / "report.html").read_text()
 
 
+def test_submission_of_test_dev_covers_the_whole_test_split(caches: Path, tmp_path: Path) -> None:
+    in_hub_cache("vqav2_test_dev", caches, Path())
+    benchmark = dataclasses.replace(get_benchmark("vqav2_test_dev"), n_expected=1)
+    generator = FakeGenerator()
+    evaluate(benchmark, generator, tmp_path)
+    ((request,),) = generator.batches
+    path = tmp_path / "vqav2_test_dev" / "vqav2_test_dev_submission.json"
+    answer = generator.answer(request).text
+    assert json.loads(path.read_text()) == [
+        {"question_id": 7001, "answer": ""},
+        {"question_id": 7002, "answer": answer},
+    ]
+
+
 def test_official_files_come_first(textvqa: Benchmark, tmp_path: Path) -> None:
     official("textvqa", tmp_path / "official")
     assert textvqa.load_anywhere(tmp_path / "official").origin is None
