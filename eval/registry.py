@@ -13,6 +13,8 @@ from eval.measures import Metric
 from eval.samples import BenchmarkData, Prediction, Sample
 
 _MODULES = {
+    "ai2d": "eval.benchmarks.ai2d",
+    "ai2d_no_mask": "eval.benchmarks.ai2d:BENCHMARK_NO_MASK",
     "chartqa": "eval.benchmarks.chartqa",
     "docvqa": "eval.benchmarks.docvqa",
     "docvqa_test": "eval.benchmarks.docvqa:BENCHMARK_TEST",
