@@ -117,13 +117,14 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
         "fingerprint": data.fingerprint(),
         "fingerprint_checked": benchmark.fingerprint is not None,
         "data_root": str(data.root),
+        "image_root": str(data.image_root),
         "reference": benchmark.reference,
     }
 
 
 def _run_id(blocks: dict[str, Any]) -> str:
     """Digest of what was measured and how; the same on another machine, where the same things lie in other folders."""
-    benchmark = {name: value for name, value in blocks["benchmark"].items() if name != "data_root"}
+    benchmark = {name: value for name, value in blocks["benchmark"].items() if name not in ("data_root", "image_root")}
     model = {name: value for name, value in blocks["model"].items() if name not in ("name", "path", "predictions")}
     return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.files import sha256_of_json
+from eval.stored_images import StoredImages
 
 
 @dataclass(frozen=True)
 class Sample:
     """One question of a benchmark.
 
-    `images` are paths relative to the benchmark's data root (none for a text-only question); samples of one `cluster`
+    `images` are paths relative to the data's `image_root` (none for a text-only question); samples of one `cluster`
     (usually one image) are not independent, which the confidence interval must know; `categories` are the columns
     by which results are broken down. `answers` are all accepted answers where a question has several (`target` is then
     the most frequent or first one), `choices` the options of a multiple-choice question, without their letters, and
@@ -34,15 +35,29 @@ class Sample:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """The samples of a benchmark in their official order, and the folder their image paths are relative to.
+    """The samples of a benchmark in their official order, and the folder that its files lie in.
 
     `compared` are the fields of a sample that the fingerprint covers: not those that differ between the layouts in
-    which the same data are installed.
+    which the same data are installed. `stored_images` are images that stand in a table; None where they are files.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     compared: tuple[str, ...] = ("id", "question", "target", "images", "answers", "choices")
+    stored_images: StoredImages | None = None
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image paths are relative to."""
+        return self.root if self.stored_images is None else self.stored_images.folder
+
+    def provide_images(self, names: Iterable[str]) -> None:
+        """Make sure that images which stand in a table are files under `image_root`; errors as `StoredImages.provide`.
+
+        Whoever is about to read images calls it with just those; scoring needs none.
+        """
+        if self.stored_images is not None:
+            self.stored_images.provide(names)
 
     def fingerprint(self) -> str:
         """sha256 over what the samples ask and accept, sorted by id: equal wherever the same data are installed."""
