@@ -17,6 +17,7 @@ _MODULES = {
     "gqa": "eval.benchmarks.gqa",
     "mmbench": "eval.benchmarks.mmbench",
     "mme": "eval.benchmarks.mme",
+    "mmmu": "eval.benchmarks.mmmu",
     "nlvr": "eval.benchmarks.nlvr",
     "nlvr_hidden": "eval.benchmarks.nlvr:BENCHMARK_HIDDEN",
     "nlvr_test": "eval.benchmarks.nlvr:BENCHMARK_TEST",
