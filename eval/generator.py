@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
@@ -25,6 +26,8 @@ from eval.samples import Prediction
 _MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _FILES_ABOUT_THE_RUN = {"run.json"}
 
+LoadImage = Callable[[Path], Image.Image]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -37,6 +40,11 @@ class Request:
     prompt: str
     images: tuple[Path, ...]
     options: tuple[str, ...] = ()
+
+    def conversation(self, load: LoadImage) -> list[dict[str, Any]]:
+        """The messages for a chat template, with images as `load` gives them."""
+        images = [{"type": "image", "image": load(path)} for path in self.images]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": self.prompt}]}]
 
 
 class Generator(Protocol):
@@ -206,18 +214,7 @@ class TransformersGenerator:
             self._image_features.forget()
 
     def _encode(self, requests: Sequence[Request]) -> Any:
-        conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": self._images.load(path)} for path in request.images),
-                        {"type": "text", "text": request.prompt},
-                    ],
-                }
-            ]
-            for request in requests
-        ]
+        conversations = [request.conversation(self._images.load) for request in requests]
         inputs = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
