@@ -43,7 +43,9 @@ class ChatRequest(Request):
         """
         turns = [_Turn.of(message, identifier) for message in messages()]
         if not turns or turns[-1].role != "user":
-            raise ValueError(f"{identifier}: the last message must be the user's, found {[turn.role for turn in turns]}")
+            raise ValueError(
+                f"{identifier}: the last message must be the user's, found {[turn.role for turn in turns]}"
+            )
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         return cls(identifier, "\n".join(texts), _names(turns), (), messages)
 

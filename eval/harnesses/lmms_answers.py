@@ -1,7 +1,7 @@
 """Answers to lmms-eval's requests by our generator, without importing lmms-eval.
 
-Interface: EvolvingLMMs-Lab/lmms-eval 0.7.3, `ConfigurableMessagesTask.construct_requests` in `lmms_eval/api/task.py`: the
-arguments of a request to a chat model are (context, doc_to_messages, generation settings, doc id, task, split).
+Interface: EvolvingLMMs-Lab/lmms-eval 0.7.3, `ConfigurableMessagesTask.construct_requests` in `lmms_eval/api/task.py`:
+the arguments of a request to a chat model are (context, doc_to_messages, generation settings, doc id, task, split).
 """
 
 from __future__ import annotations

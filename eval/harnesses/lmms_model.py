@@ -34,11 +34,11 @@ class DefocusMllm(lmms):  # type: ignore[misc]  # without type information
         max_batch_size: most samples where `batch_size` is "auto".
         batch_tokens: most tokens in a batch, images, padding and answers included.
         ignore: generation settings of tasks not to be heeded, joined by "+".
-        processes: how many processes the launcher was asked for.
+        world_size: how many processes the launcher was asked for.
 
     Raises:
         ValueError: an argument is unknown or senseless, weights are missing or damaged, or there are more or fewer than
-            `processes` processes.
+            `world_size` processes.
         FileNotFoundError: `pretrained` holds no checkpoint.
     """
 
@@ -52,17 +52,17 @@ class DefocusMllm(lmms):  # type: ignore[misc]  # without type information
         max_batch_size: int | None = None,
         batch_tokens: int = DEFAULT_TOKENS,
         ignore: str = "",
-        processes: int | None = None,
+        world_size: int | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
             raise ValueError(f"--model_args: unknown {', '.join(sorted(unknown))}")
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if processes not in (None, self._world_size):
+        if world_size not in (None, self._world_size):
             raise ValueError(
-                f"--model_args processes={processes}: the launcher started {self._world_size}; on a CPU, "
-                f"torchrun --nproc_per_node {processes} -m lmms_eval starts as many as it is told"
+                f"--model_args world_size={world_size}: the launcher started {self._world_size}; on CPUs take "
+                f"torchrun --nproc_per_node {world_size} -m lmms_eval, accelerate launch --cpu starts one"
             )
         self._policy = BatchPolicy(_samples(batch_size, max_batch_size), batch_tokens)
         self._ignored = [name for name in str(ignore).split("+") if name]
@@ -89,7 +89,9 @@ class DefocusMllm(lmms):  # type: ignore[misc]  # without type information
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """One `GenerationResult` for each request, in their order; ValueError as `answer_all`."""
         if unlimited := sorted({r.task_name for r in requests if r.args[2].get("max_new_tokens") is None}):
-            logger.warning(f"{', '.join(unlimited)}: no max_new_tokens is set; answers end at {DEFAULT_NEW_TOKENS} tokens")
+            logger.warning(
+                f"{', '.join(unlimited)}: no max_new_tokens is set; answers end at {DEFAULT_NEW_TOKENS} tokens"
+            )
         predictions = answer_all(
             requests, self.task_dict, self.generator, self._policy, self._ignored, show_progress=self.rank == 0
         )

@@ -66,7 +66,7 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     """Write the benchmark's task and its data into `folder`; returns the YAML file.
 
     Raises:
-        ValueError: nothing scores this benchmark but its test server.
+        ValueError: nothing scores this benchmark but its test server, or a sample cannot be read back from JSON.
         FileNotFoundError: images are missing.
     """
     if not benchmark.metrics:
@@ -75,6 +75,9 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
     rows = [_document(benchmark, data.root, sample) for sample in data.samples]
+    for row, sample in zip(rows, data.samples, strict=True):
+        if _sample(row) != sample:
+            raise ValueError(f"{benchmark.name}: sample {sample.id!r} holds values that JSON does not keep")
     write_text_atomically(folder / f"{task}.jsonl", "".join(map(json_line, rows)))
     text = _TASK.format(
         task=task,
@@ -100,6 +103,12 @@ def _document(benchmark: Benchmark, root: Path, sample: Sample) -> dict[str, Any
     }
 
 
+def _sample(document: Mapping[str, Any]) -> Sample:
+    fields: dict[str, Any] = json.loads(document["sample"])
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Sample(**fields)
+
+
 def doc_to_visual(document: Mapping[str, Any]) -> list[Image.Image]:
     """The pictures of a document, 8-bit RGB."""
     return [load_image(path) for path in document["images"]]
@@ -107,9 +116,7 @@ def doc_to_visual(document: Mapping[str, Any]) -> list[Image.Image]:
 
 def process_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """The scored row of an answer under the name of every metric, and `id` and `text` for `eval.score`."""
-    benchmark = get_benchmark(document["benchmark"])
-    fields = json.loads(document["sample"])
-    sample = Sample(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    benchmark, sample = get_benchmark(document["benchmark"]), _sample(document)
     prediction = Prediction(sample.id, results[0])
     (row,) = score_samples(benchmark, [sample], {sample.id: prediction})
     named = {metric.name: row | {"benchmark": benchmark.name, "metric": metric.name} for metric in benchmark.metrics}
