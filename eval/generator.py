@@ -30,13 +30,26 @@ _FILES_ABOUT_THE_RUN = {"run.json"}
 class Request:
     """One prompt for the model: the user's words and the images (absolute paths) that come before them.
 
-    Where `options` are given, the log-likelihood of each as the answer is asked for beside the answer.
+    Where `options` are given, the log-likelihood of each as the answer is asked for beside the answer. `parts` are
+    words and images in their order, where images do not all come first.
     """
 
     id: str
     prompt: str
     images: tuple[Path, ...]
     options: tuple[str, ...] = ()
+    parts: tuple[str | Path, ...] = ()
+
+    @classmethod
+    def interleaved(cls, id: str, parts: Sequence[str | Path]) -> Request:
+        """A prompt whose words (strings) and images (paths) come in any order."""
+        words = "\n".join(part for part in parts if isinstance(part, str))
+        return cls(id, words, tuple(part for part in parts if isinstance(part, Path)), parts=tuple(parts))
+
+    @property
+    def content(self) -> tuple[str | Path, ...]:
+        """Words and images in their order."""
+        return self.parts or (*self.images, self.prompt)
 
 
 class Generator(Protocol):
@@ -207,15 +220,7 @@ class TransformersGenerator:
 
     def _encode(self, requests: Sequence[Request]) -> Any:
         conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": self._images.load(path)} for path in request.images),
-                        {"type": "text", "text": request.prompt},
-                    ],
-                }
-            ]
+            [{"role": "user", "content": [self._message_part(part) for part in request.content]}]
             for request in requests
         ]
         inputs = self.processor.apply_chat_template(
@@ -229,6 +234,11 @@ class TransformersGenerator:
         if not bool(inputs["attention_mask"][:, -1].all()):
             raise ValueError(f"{self.model_dir}: its processor pads on the right; generation needs left padding")
         return inputs.to(self.device, dtype=self.model.dtype)
+
+    def _message_part(self, part: str | Path) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image", "image": self._images.load(part)}
 
     def _prediction(self, request: Request, answer: list[int], n_in: int, seconds: float) -> Prediction:
         tokens = list(itertools.takewhile(lambda token: token not in self._ends, answer))
