@@ -63,9 +63,8 @@ def _kit_run(name: str, kit_arguments: Sequence[str]) -> KitRun:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--data", nargs="+", default=[])
     parser.add_argument("--work-dir", type=Path, default=Path("outputs"))
-    parser.add_argument("--mode", default="all")
     known, _ = parser.parse_known_args(kit_arguments)
-    return KitRun(name, tuple(known.data), Path(os.environ.get("MMEVAL_ROOT", known.work_dir)), known.mode)
+    return KitRun(name, tuple(known.data), Path(os.environ.get("MMEVAL_ROOT", known.work_dir)))
 
 
 def _check(kit: Path, model: Path, name: str, kit_arguments: Sequence[str]) -> None:

@@ -56,8 +56,9 @@ def model_class(tally: Tally, several: bool = False) -> Any:
 
         def build_prompt(self, line: Mapping[str, Any], dataset: str | None = None) -> list[dict[str, str]]:
             """The images of a row of the kit's table, then LLaVA-1.5's prompt for its question."""
-            images = self.dump_image(line, dataset)
-            prompt = llava_prompt(line, prompt_form(self._dataset), chinese="_CN" in (dataset or ""))
+            with ending_the_process(several):
+                images = self.dump_image(line, dataset)
+                prompt = llava_prompt(line, prompt_form(self._dataset), chinese="_CN" in (dataset or ""))
             return [*({"type": "image", "value": image} for image in images), {"type": "text", "value": prompt}]
 
         @property

@@ -26,12 +26,11 @@ _FAILED = "Failed to obtain answer"
 
 @dataclass(frozen=True)
 class KitRun:
-    """What was asked of the kit: the model's name, data sets, folder of results, and "all", "infer" or "eval"."""
+    """What was asked of the kit: the model's name, the data sets, and the folder of results."""
 
     model: str
     data: tuple[str, ...]
     work_dir: Path
-    mode: str
 
 
 def check_run(run: KitRun, started: float) -> str:
@@ -54,7 +53,7 @@ def check_run(run: KitRun, started: float) -> str:
     datasets = read_json(status).get("datasets", {})
     lines, failures = [], []
     for name in run.data:
-        problem = _problem(datasets.get(name), run, status.parent)
+        problem = _problem(datasets.get(name), status.parent)
         if problem:
             failures.append(f"{name}: {problem}")
         else:
@@ -65,7 +64,7 @@ def check_run(run: KitRun, started: float) -> str:
     return "\n".join([*lines, f"written to {status.parent}"])
 
 
-def _problem(entry: Mapping[str, Any] | None, run: KitRun, folder: Path) -> str | None:
+def _problem(entry: Mapping[str, Any] | None, folder: Path) -> str | None:
     """What is wrong with a data set's entry in the status file; None if nothing is."""
     if entry is None:
         return "the kit did not run it"
@@ -104,6 +103,8 @@ def _success(name: str, entry: Mapping[str, Any], folder: Path) -> str:
         line += f" ({asked - answers} rows of {source} were left out by the kit: it drops those without an image)"
     if "skip_reason" in entry:
         return f"{line}, not scored: {_NOT_SCORED_HERE[entry['skip_reason']]}"
-    names = entry.get("primary_metric") or next(iter(entry["metrics"]))
-    metrics = {metric: entry["metrics"].get(metric) for metric in ([names] if isinstance(names, str) else names)}
-    return ", ".join([line, *(metric if value is None else f"{metric} {value}" for metric, value in metrics.items())])
+    metrics, headline = entry["metrics"], entry.get("primary_metric") or []
+    headline = [headline] if isinstance(headline, str) else headline
+    # The kit's name for the headline is not always that of a metric.
+    shown = [name for name in headline if name in metrics] or [next(iter(metrics))]
+    return ", ".join([line, *(f"{name} {metrics[name]}" for name in shown)])

@@ -43,7 +43,8 @@ def test_answers_are_those_of_eval_run(
     stand_in: StandIn, model_dir: Path, pictures: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     stand_in.ask("mcq", *({**MCQ_ROW, "images": [picture]} for picture in pictures))
-    stand_in.ask("own", {"message": [part(pictures[0]), part("is it red?")]}, {"message": [part("is it blue?")]})
+    questions = [{"message": [part(pictures[0]), part("is it red?")]}, {"message": [part("is it blue?")]}]
+    stand_in.ask("own", *questions, metrics={"a": 1, "split=none|Overall": 0.25}, primary_metric="Overall Acc")
     launch(stand_in, model_dir, "--data", "mcq", "own")
     generator = TransformersGenerator(model_dir, "cpu")
     prompt = "what color is the shape?\nA. red\nB. blue" + LETTER_SUFFIX
@@ -54,7 +55,7 @@ def test_answers_are_those_of_eval_run(
     assert stand_in.answers("model", "own") == [answer.text for answer in expected]
     printed = capsys.readouterr().out
     assert "mcq: 3 answers, Overall 0.5" in printed
-    assert "own: 2 answers, Overall 0.5" in printed
+    assert "own: 2 answers, a 1" in printed
     assert f"answers were cut at --max-new-tokens {TOKENS}" in printed
 
 
