@@ -54,6 +54,19 @@ class AnswerFile:
             raise ValueError(f"{self.name}: holds no answers")
         return AnswerFile(self.name, self.files, self.container, tuple(rows))
 
+    def entries(self, id_field: str, text_field: str) -> AnswerFile:
+        """The rows of one object, id -> answer, under these names; itself where it is no such object."""
+        whole = self.rows[0].values
+        if len(self.rows) > 1 or id_field in whole or LLAVA.id_field in whole:
+            return self
+        place, file = self.rows[0].where, self.rows[0].file
+        return self.with_rows(
+            [
+                AnswerRow(f"{place}, {shown(key)}", file, {id_field: key, text_field: text})
+                for key, text in whole.items()
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class Format:
@@ -130,44 +143,41 @@ def _read_file(path: Path) -> tuple[str, _Records]:
         case ".xlsx":
             return "Excel workbook", _with_header(read_first_sheet(path), path, "row")
         case ".tsv":
-            return "table", _with_header(_delimited(path, "\t"), path, "line")
+            return "table", _with_header(_tab_separated(path), path, "record")
         case ".csv":
-            return "columns (.csv)", _columns(_delimited(path, ","), path)
+            return "columns (.csv)", _columns(path, ",")
         case ".txt":
-            # As the official readers of such files do: a quotation mark is a character like any other.
-            lines = (line.split("\t") for line in read_text(path).split("\n"))
-            return "columns (.txt)", _columns(enumerate(lines, 1), path)
+            return "columns (.txt)", _columns(path, "\t")
     return _read_json(path)
 
 
-def _columns(lines: Iterable[tuple[int, list[str]]], path: Path) -> _Records:
-    return [(f"{path}, line {at}", {"columns": cells}) for at, cells in lines if any(cells)]
+def _columns(path: Path, delimiter: str) -> _Records:
+    """The lines of a table without header, split as the official readers do: a quotation mark means nothing."""
+    lines = ((at, line.split(delimiter)) for at, line in enumerate(read_text(path).split("\n"), 1))
+    return [(f"{path}, line {at}", {"columns": cells}) for at, cells in lines if any(cell.strip() for cell in cells)]
 
 
 def _with_header(lines: Iterable[tuple[int, list[str]]], path: Path, unit: str) -> _Records:
     """Name the cells after the first line; ValueError on a repeated name, or a line longer or shorter than that."""
+    remaining = iter(lines)
+    header = [name.strip() for name in next(remaining, (0, []))[1]]
+    repeated = next((name for name in header if name and header.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{path}: two columns are called {repeated!r}")
     records: _Records = []
-    header: list[str] | None = None
-    for at, cells in lines:
-        where = f"{path}, {unit} {at}"
-        if header is None:
-            header = [name.strip() for name in cells]
-            repeated = [name for name in header if name and header.count(name) > 1]
-            if repeated:
-                raise ValueError(f"{where}: two columns are called {repeated[0]!r}")
-        elif len(cells) != len(header):
-            raise ValueError(f"{where}: {len(cells)} columns, but the header has {len(header)}")
-        else:
-            records.append((where, dict(zip(header, cells, strict=True))))
+    for at, cells in remaining:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, {unit} {at}: {len(cells)} columns, but the header has {len(header)}")
+        records.append((f"{path}, {unit} {at}", dict(zip(header, cells, strict=True))))
     return records
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of a table; cells in quotation marks may hold line ends."""
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(record, cells) of a table, of which record 0 is the header; cells in quotation marks may hold line ends."""
     csv.field_size_limit(sys.maxsize)  # images stand in tables, in base64
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
     try:
-        yield from ((reader.line_num, cells) for cells in reader if cells)
+        yield from enumerate(cells for cells in reader if cells)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: malformed table: {error}") from error
 

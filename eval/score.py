@@ -81,22 +81,24 @@ def _describe(answers: AnswerFile, imported: Imported) -> str:
 
 
 def _load(benchmark: Benchmark, data_root: Path | None, answers: AnswerFile) -> BenchmarkData:
-    """The official data or, where their files are absent, the truth that stands in the predictions."""
+    """The official data or, where their files are absent, the truth that stands in the predictions, or a dataset's."""
     try:
-        return benchmark.load_verified(data_root)
-    except FileNotFoundError as missing:
+        return benchmark.verified(benchmark.load(data_root))
+    except FileNotFoundError:
         if benchmark.load_from_predictions is None:
-            raise
+            return benchmark.load_verified(data_root)
+    try:
+        return benchmark.verified(benchmark.load_from_predictions(answers))
+    except ValueError as no_truth:
         try:
-            data = benchmark.load_from_predictions(answers)
-        except ValueError as error:
-            raise FileNotFoundError(f"{missing}; nor do the answers hold the truth: {error}") from error
-        return benchmark.verified(data)
+            return benchmark.load_verified(data_root)
+        except FileNotFoundError as no_data:
+            raise ValueError(f"{no_truth}; and there are no data: {no_data}") from no_truth
 
 
 def match(benchmark: Benchmark, answers: AnswerFile, data: BenchmarkData) -> Imported:
     """Predictions by sample id, from this project's own rows, with `id` and `text`, or an official or LLaVA layout."""
-    if OWN.id_field in answers.rows[0].values or benchmark.import_predictions is None:
+    if {OWN.id_field, OWN.text_field} <= set(answers.rows[0].values) or benchmark.import_predictions is None:
         return match_own(answers, {sample.id for sample in data.samples})
     return benchmark.import_predictions(answers, data)
 

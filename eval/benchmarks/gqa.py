@@ -15,6 +15,7 @@ from typing import Any
 from eval.answer_files import LLAVA, Format
 from eval.benchmarks.official import field, find_folder, importer, short_prompt
 from eval.files import read_json
+from eval.hub import HubSource, records
 from eval.measures import Metric, Style, mean_of
 from eval.metrics.gqa import (
     consistency,
@@ -77,10 +78,10 @@ def _read(key: str, row: dict[str, Any], where: str) -> Sample:
             "structural": structure,
             "semantic": str(types.get("semantic", "not given")),
             "detailed": str(types.get("detailed", "not given")),
-            "steps": str(number_of_steps(row["semantic"])) if "semantic" in row else "not given",
+            "steps": str(number_of_steps(records(row["semantic"]))) if "semantic" in row else "not given",
             "words": str(len(row["question"].split())),
         },
-        details={"group": row["groups"]["global"]} if "groups" in row else {},
+        details={"group": row["groups"]["global"]} if row.get("groups") else {},
     )
 
 
@@ -95,7 +96,7 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
     for name in ("valid", "plausible"):
         if name in sample.details:
-            row[name] = float(is_among(text, sample.details[name], sample.categories["detailed"]))
+            row[name] = float(is_among(text, sample.details[name], str(sample.categories["detailed"])))
     return row | {name: sample.details[name] for name in ("group", "entailed") if name in sample.details}
 
 
@@ -131,4 +132,12 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("kind", "structural", "semantic", "detailed", "steps", "words"),
     import_predictions=importer(LLAVA, Format("GQA predictions", "questionId", "prediction")),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/GQA", "lmms-lab-encoder/GQA"),
+            splits=(("testdev_balanced_instructions", "testdev"),),
+            sample=lambda row, number, where: _read(str(field(row, ("id",), where)), row, where),
+            image_split=("testdev_balanced_images", "testdev"),
+        ),
+    ),
 )

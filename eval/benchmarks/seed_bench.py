@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt, read_records
+from eval.hub import HubSource
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenient
 from eval.registry import Benchmark
@@ -63,6 +64,12 @@ def _read(row: dict[str, Any], where: str) -> Sample:
     )
 
 
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample | None:
+    if field(row, ("data_type",), where) != "image":
+        return None
+    return _read(row, where)
+
+
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The letter alone, and the forgiving reading."""
     official, lenient = parse_exact_letter(text), parse_letter_lenient(text, sample.choices, number=4)
@@ -108,4 +115,12 @@ BENCHMARK = Benchmark(
     ),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench"),
+            splits=((None, "test"),),
+            sample=_from_hub,
+            compared=("id", "target"),
+        ),
+    ),
 )

@@ -15,6 +15,7 @@ from typing import Any
 from eval.answer_files import LLAVA, AnswerFile, Imported, shown
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, read_records, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, most_frequent, soft_judge
+from eval.hub import HubSource
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
@@ -41,24 +42,35 @@ def load_with_ocr(data_root: Path | None = None) -> BenchmarkData:
 
 
 def _load(root: Path, tokens: dict[str, list[str]]) -> BenchmarkData:
-    samples = []
-    for where, row in read_records(root / _FILE, "data"):
-        image = str(field(row, ("image_id",), where))
-        answers = tuple(field(row, ("answers",), where))
-        if len(answers) != 10:
-            raise ValueError(f"{where}: 'answers' must hold ten answers, found {len(answers)}")
-        samples.append(
-            Sample(
-                id=str(field(row, ("question_id",), where)),
-                images=(f"train_images/{image}.jpg",),
-                question=field(row, ("question",), where),
-                target=most_frequent(answers),
-                cluster=image,
-                answers=answers,
-                details={"ocr_tokens": tokens[image]} if image in tokens else {},
-            )
-        )
-    return BenchmarkData(root, tuple(samples))
+    records = read_records(root / _FILE, "data")
+    return BenchmarkData(root, tuple(_read(row, tokens, where) for where, row in records))
+
+
+def _read(row: dict[str, Any], tokens: dict[str, list[str]], where: str) -> Sample:
+    image = str(field(row, ("image_id",), where))
+    answers = tuple(field(row, ("answers",), where))
+    if len(answers) != 10:
+        raise ValueError(f"{where}: 'answers' must hold ten answers, found {len(answers)}")
+    return Sample(
+        id=str(field(row, ("question_id",), where)),
+        images=(f"train_images/{image}.jpg",),
+        question=field(row, ("question",), where),
+        target=most_frequent(answers),
+        cluster=image,
+        answers=answers,
+        details={"ocr_tokens": tokens[image]} if image in tokens else {},
+    )
+
+
+def _with_ocr_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return _read(row, {str(row.get("image_id")): field(row, ("ocr_tokens",), where)}, where)
+
+
+_HUB = HubSource(
+    repositories=("lmms-lab/textvqa", "lmms-lab-encoder/textvqa"),
+    splits=((None, "validation"),),
+    sample=lambda row, number, where: _read(row, {}, where),
+)
 
 
 def ocr_prompt(sample: Sample) -> str:
@@ -106,13 +118,20 @@ BENCHMARK = Benchmark(
     judge=soft_judge("m4c"),
     metrics=METRICS,
     import_predictions=import_predictions,
+    hub=(_HUB,),
 )
 
 BENCHMARK_OCR = dataclasses.replace(
     BENCHMARK,
     name="textvqa_ocr",
+    shares_folder="textvqa",
     data_needed=f"--data-root DIR with DIR/textvqa/{{{_FILE},{_OCR_FILE},train_images/*.jpg}}",
     load=load_with_ocr,
     prompt_id="llava15_short_ocr",
     prompt=ocr_prompt,
+    hub=(
+        dataclasses.replace(
+            _HUB, sample=_with_ocr_from_hub, differs="OCR tokens are its column `ocr_tokens`, not Rosetta's file"
+        ),
+    ),
 )

@@ -19,6 +19,7 @@ from typing import Any
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
+from eval.hub import HubSource, records
 from eval.measures import Metric
 from eval.metrics.answerability import average_precision, unanswerable_counts
 from eval.metrics.vqa import normalize_vqa
@@ -58,6 +59,22 @@ def _read(row: dict[str, Any], split: str, where: str) -> Sample:
         answers=answers,
         details={"answerable": row["answerable"]} if "answerable" in row else {},
     )
+
+
+def _from_hub(row: dict[str, Any], split: str, where: str) -> Sample:
+    answers = [answer if isinstance(answer, dict) else {"answer": answer} for answer in records(row.get("answers"))]
+    name = str(field(row, ("question_id",), where)).removesuffix(".jpg")
+    known = {"image": f"{name}.jpg", "answers": answers, "answer_type": row.get("category") or ""}
+    return _read(row | known, split, where)
+
+
+def _hub(split: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=("lmms-lab/VizWiz-VQA", "lmms-lab-encoder/VizWiz-VQA"),
+        splits=((None, split),),
+        sample=lambda row, number, where: _from_hub(row, split, where),
+    )
+    return (source,)
 
 
 def prompt(sample: Sample) -> str:
@@ -120,11 +137,13 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
+    hub=_hub("val"),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
     BENCHMARK,
     name="vizwiz_test",
+    shares_folder="vizwiz",
     split="test",
     data_needed="--data-root DIR with DIR/vizwiz/{Annotations/test.json,test/VizWiz_test_*.jpg}",
     load=load_test,
@@ -132,5 +151,6 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    hub=_hub("test"),
     submission=Submission("vizwiz_test_submission.json", write_submission),
 )
