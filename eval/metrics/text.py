@@ -31,8 +31,9 @@ def edit_distance(first: str, second: str) -> int:
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Average normalised Levenshtein similarity of one question: 1 - the smallest distance / length, 0 to 1.
 
-    Both sides are lower-cased and their white space collapsed, but the length is that of the longer RAW text. A
-    similarity below `threshold` is 0; the threshold itself is kept. Two empty texts are equal.
+    Both sides are lower-cased and their white space collapsed, but the length is that of the longer RAW text in upper
+    case, in which "ß" or the ligature "ﬁ" are two letters. A similarity below `threshold` is 0; the threshold itself is
+    kept. Two empty texts are equal.
 
     Raises:
         ValueError: there are no answers.
@@ -42,18 +43,25 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     given = " ".join(prediction.lower().split())
     similarities = []
     for answer in answers:
-        length = max(len(answer), len(prediction))
+        length = max(len(answer.upper()), len(prediction.upper()))
         distance = edit_distance(" ".join(answer.lower().split()), given)
         similarities.append(1.0 - (distance / length if length else 0.0))
     best = max(similarities)
     return best if best >= threshold else 0.0
 
 
+def anls_lenient(prediction: str, answers: Sequence[str]) -> float:
+    """ANLS that also forgives what stands around the answer: further lines, white space, quotes, a closing period."""
+    line = next(iter(prediction.strip().splitlines()), "")
+    return max(anls(prediction, answers), anls(line.strip().removesuffix(".").strip(" \"'"), answers))
+
+
 def relaxed_accuracy(prediction: str, target: str) -> float:
     """ChartQA: 1.0 if a number is within 5 % of the target's, or else the texts are equal in lower case.
 
     As in pix2struct: "7%" reads as 0.07, commas and signs of money are not read, a target of 0 is compared as text
-    ("0.0" is wrong), and years pass within 5 % as well.
+    ("0.0" is wrong), and years pass within 5 % as well. Qwen-VL's script gives the two in the wrong order and so takes
+    5 % of the prediction; lmms-eval and VLMEvalKit do not.
     """
     found, wanted = _number(prediction), _number(target)
     if found is not None and wanted:
