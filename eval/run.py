@@ -188,7 +188,7 @@ def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) 
 
 def describe_benchmark(benchmark: Benchmark) -> str:
     """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
-    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
+    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else benchmark.not_scored_here
     return (
         f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
         f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"

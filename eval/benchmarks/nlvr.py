@@ -166,6 +166,7 @@ BENCHMARK_TEST = dataclasses.replace(
     n_expected=5940,
     fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
     submission=Submission("nlvr_test_predictions.csv", write_submission),
+    shares_folder="nlvr",
 )
 
 BENCHMARK_HIDDEN = dataclasses.replace(
@@ -177,4 +178,5 @@ BENCHMARK_HIDDEN = dataclasses.replace(
     n_expected=5910,
     fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",
     submission=Submission("nlvr_hidden_predictions.csv", write_submission),
+    shares_folder="nlvr",
 )

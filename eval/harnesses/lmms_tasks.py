@@ -24,7 +24,7 @@ from defocus_mllm.images import load_image
 from eval.files import json_line
 from eval.images import check_images_exist
 from eval.registry import Benchmark, get_benchmark
-from eval.results import score_samples
+from eval.results import score_rows_together, score_samples
 from eval.samples import BenchmarkData, Prediction, Sample
 
 SUFFIX = "_local"
@@ -70,7 +70,7 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
         FileNotFoundError: images are missing.
     """
     if not benchmark.metrics:
-        raise ValueError(f"{benchmark.name}: only its test server scores it; python -m eval.run writes the file for it")
+        raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; python -m eval.run writes the file for it")
     check_images_exist({data.root / image for sample in data.samples for image in sample.images})
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
@@ -125,8 +125,9 @@ def process_results(document: Mapping[str, Any], results: Sequence[str]) -> dict
 
 def aggregate(rows: Sequence[Mapping[str, Any]]) -> float:
     """The metric that the rows of `process_results` name, over all of them."""
-    metrics = {metric.name: metric for metric in get_benchmark(rows[0]["benchmark"]).metrics}
-    return metrics[rows[0]["metric"]].value(rows)
+    benchmark = get_benchmark(rows[0]["benchmark"])
+    metrics = {metric.name: metric for metric in benchmark.metrics}
+    return metrics[rows[0]["metric"]].value(score_rows_together(benchmark, [dict(row) for row in rows]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
