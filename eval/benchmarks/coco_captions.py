@@ -86,8 +86,10 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
 def score_together(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each row `cider` (0 to 10) and `score` (the same, 0 to 1) of the caption, and of its first line."""
     references = {row["id"]: row["answers"] for row in rows}
-    official = cider_per_image({row["id"]: row["text"] for row in rows}, references)
-    lenient = cider_per_image({row["id"]: row["parsed_lenient"] or "" for row in rows}, references)
+    captions = {row["id"]: row["text"] for row in rows}
+    first_lines = {row["id"]: row["parsed_lenient"] or "" for row in rows}
+    official = cider_per_image(captions, references)
+    lenient = official if first_lines == captions else cider_per_image(first_lines, references)
     return [
         {
             "cider": official[row["id"]],

@@ -10,6 +10,7 @@ Not reproduced: letters of scripts other than Latin, Greek and Cyrillic where Ja
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ _EASY = re.compile(
     rf"(?P<word>[A-Za-z]+)(?=[ \n]|[.,][ \n])|(?P<end>\n)|(?P<nothing>{_BLANK}+|,(?=[ \n])|\.(?=\n| [^.]))"
 )
 """What most of a caption is made of: here no rule but the obvious one can fit."""
-_NOT_EASY = re.compile(
+_ODD = re.compile(
     rf"(?i:cannot|gonna|gotta|lemme|gimme|wanna)|(?:{_BEFORE_SMALL}|{_BEFORE_CAPITALS}|{_BEFORE_NUMBERS}|[A-Za-z])"
 )
 """... except in these, split or perhaps abbreviations."""
@@ -247,7 +248,7 @@ def tokenize_captions(texts: Sequence[str]) -> list[list[str]]:
     place = 0
     while place < len(joined):
         easy = _EASY.match(joined, place)
-        if easy is None or (easy["word"] and _NOT_EASY.fullmatch(easy["word"])):
+        if easy is None or (easy["word"] and _is_odd(easy["word"])):
             token, place = _next_token(joined, place)
         else:
             token, place = (easy["word"] or "").lower(), easy.end()
@@ -256,6 +257,11 @@ def tokenize_captions(texts: Sequence[str]) -> list[list[str]]:
         if token and token not in _DROPPED:
             lines[-1].append(token)
     return lines
+
+
+@functools.cache
+def _is_odd(word: str) -> bool:
+    return _ODD.fullmatch(word) is not None
 
 
 def _next_token(text: str, place: int) -> tuple[str, int]:
