@@ -15,10 +15,21 @@ from eval.measures import Metric
 from eval.samples import BenchmarkData, Prediction, Sample
 
 _MODULES = {
+    "ai2d": "eval.benchmarks.ai2d",
+    "ai2d_no_mask": "eval.benchmarks.ai2d:BENCHMARK_NO_MASK",
+    "chartqa": "eval.benchmarks.chartqa",
+    "docvqa": "eval.benchmarks.docvqa",
+    "docvqa_test": "eval.benchmarks.docvqa:BENCHMARK_TEST",
     "easy_vqa": "eval.benchmarks.easy_vqa",
     "gqa": "eval.benchmarks.gqa",
+    "infovqa": "eval.benchmarks.infovqa",
+    "infovqa_test": "eval.benchmarks.infovqa:BENCHMARK_TEST",
     "mmbench": "eval.benchmarks.mmbench",
     "mme": "eval.benchmarks.mme",
+    "mmmu": "eval.benchmarks.mmmu",
+    "nlvr": "eval.benchmarks.nlvr",
+    "nlvr_hidden": "eval.benchmarks.nlvr:BENCHMARK_HIDDEN",
+    "nlvr_test": "eval.benchmarks.nlvr:BENCHMARK_TEST",
     "okvqa": "eval.benchmarks.okvqa",
     "pope": "eval.benchmarks.pope",
     "scienceqa": "eval.benchmarks.scienceqa",

@@ -16,7 +16,7 @@ from eval.files import json_line, read_json, sha256_of_json
 from eval.likelihood import agreement, most_likely
 from eval.measures import Metric, Style
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
 _WHERE = ("name", "path", "revision", "predictions")
@@ -158,14 +158,15 @@ def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str)
 
 
 def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The primary metric within each value of a category."""
+    """The primary metric within each label of a category; a question counts under each of its labels."""
     primary = next(metric for metric in benchmark.metrics if metric.primary)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["categories"][name], []).append(row)
+        for label in labels_of(row["categories"][name]):
+            groups.setdefault(label, []).append(row)
     return {
-        value: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
-        for value, group in sorted(groups.items())
+        label: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
+        for label, group in sorted(groups.items())
     }
 
 

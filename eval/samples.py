@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ class Sample:
 
     `images` are paths relative to the data's `image_root` (none for a text-only question); samples of one `cluster`
     (usually one image) are not independent, which the confidence interval must know; `categories` are the columns
-    by which results are broken down. `answers` are all accepted answers where a question has several (`target` is then
-    the most frequent or first one), `choices` the options of a multiple-choice question, without their letters, and
-    `details` whatever else the prompt, the scoring rule or the submission needs (OCR tokens, a hint, official keys).
+    by which results are broken down (a tuple of labels where a question may have several, or none). `answers` are all
+    accepted answers where a question has several (`target` is then the most frequent or first one), `choices` the
+    options of a multiple-choice question, without their letters, and `details` whatever else the prompt, the scoring
+    rule or the submission needs (OCR tokens, a hint, official keys).
     """
 
     id: str
@@ -27,10 +28,15 @@ class Sample:
     question: str
     target: str
     cluster: str
-    categories: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def labels_of(category: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels of one entry of `Sample.categories`, which is a string if there is exactly one."""
+    return (category,) if isinstance(category, str) else tuple(category)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,23 @@ def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], da
     raise FileNotFoundError(f"{folder / missing}: no such file: {data_needed}")
 
 
+def find_layout(
+    benchmark: str, data_root: Path | None, layouts: Sequence[Sequence[str]], data_needed: str
+) -> tuple[Path, Sequence[str]]:
+    """The first of several layouts (lists of files) that is there, with its folder as `find_folder` finds it.
+
+    Raises:
+        FileNotFoundError: none is there whole; the message names the first missing file of the first layout.
+    """
+    missing = []
+    for files in layouts:
+        try:
+            return find_folder(benchmark, data_root, files, data_needed), files
+        except FileNotFoundError as error:
+            missing.append(error)
+    raise missing[0]
+
+
 def short_prompt(sample: Sample) -> str:
     """LLaVA-1.5's prompt for short answers."""
     return sample.question + SHORT_SUFFIX
