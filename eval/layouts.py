@@ -36,8 +36,9 @@ def locate(layouts: Sequence[Layout], folders: Sequence[Path]) -> Found:
 
 
 def _missing(names: Sequence[str], folder: Path) -> Path | None:
-    return next((folder / name for name in names if not _exists(folder, name)), None)
+    return next((folder / name for name in names if not exists(folder, name)), None)
 
 
-def _exists(folder: Path, name: str) -> bool:
+def exists(folder: Path, name: str) -> bool:
+    """Whether a folder has this file or folder, or one for a pattern with `*`."""
     return next(folder.glob(name), None) is not None if "*" in name else (folder / name).exists()

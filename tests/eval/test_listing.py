@@ -46,7 +46,9 @@ def test_every_benchmark_is_described(capsys: pytest.CaptureFixture[str], tmp_pa
         assert all(repository in text for source in benchmark.hub for repository in source.repositories)
         assert ("not scored here" in text) == (not benchmark.metrics)
         assert benchmark.submission is None or f"writes {benchmark.submission.file_name}" in text
-        assert all(len(line) <= 120 or len(line.split()) <= 2 for line in block.split("\n")), "only a path may be longer"
+        assert all(len(line) <= 120 or len(line.split()) <= 2 for line in block.split("\n")), (
+            "only a path may be longer"
+        )
 
 
 def test_servers_and_judges_are_named() -> None:
