@@ -49,7 +49,8 @@ def cached_folders(repository: str) -> Iterator[HubFolder]:
 
 def hub_cache() -> Path:
     """The Hub's cache, as the environment says at this moment."""
-    return Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named or _home() / "hub").expanduser()
 
 
 def datasets_cache() -> Path:
