@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from eval.hub_folders import HubFolder, cached_folders, find_table
 from eval.samples import BenchmarkData, Origin, Sample
 from eval.stored_images import StoredImages, file_identity
@@ -121,7 +123,8 @@ def _read(source: HubSource, folder: Path, tables: Sequence[StoredTable]) -> Ben
     places: dict[str, _Place] = {}
     row_number = 0
     for table_number, (split, table) in enumerate(zip(source.splits, tables, strict=False)):
-        for number, row in enumerate(table.rows()):
+        bar = tqdm(table.rows(), source.repositories[0], len(table), unit="row", delay=1)
+        for number, row in enumerate(bar):
             where = f"{folder}, {'/'.join(filter(None, split))}, row {number + 1}"
             sample = source.sample(row, row_number, where)
             row_number += 1

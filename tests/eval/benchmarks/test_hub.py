@@ -219,6 +219,14 @@ def test_submission_of_test_dev_covers_the_whole_test_split(caches: Path, tmp_pa
     ]
 
 
+def test_the_branch_main_comes_before_other_revisions(textvqa: Benchmark, caches: Path) -> None:
+    snapshots = caches / "hub" / "datasets--lmms-lab--textvqa" / "snapshots"
+    write_snapshot(snapshots / ("f" * 40), "textvqa")
+    assert textvqa.load_anywhere(None).root == snapshots / COMMIT
+    shutil.rmtree(snapshots / COMMIT / "data")
+    assert textvqa.load_anywhere(None).root == snapshots / ("f" * 40)
+
+
 def test_official_files_come_first(textvqa: Benchmark, tmp_path: Path) -> None:
     official("textvqa", tmp_path / "official")
     assert textvqa.load_anywhere(tmp_path / "official").origin is None
