@@ -80,7 +80,7 @@ def _read_row(row: dict[str, Any], where: str) -> Sample:
         choices=tuple(field(row, (letter,), where) for letter in _CHOICES),
         answer=_CHOICES.index(answer),
         diagram=row.get("category"),
-        about_letters=str(row.get("abcLabel")).lower() in ("true", "1", "1.0"),
+        about_letters=str(row["abcLabel"]).lower() in ("true", "1", "1.0") if "abcLabel" in row else None,
     )
 
 
@@ -160,19 +160,19 @@ def _sample(
     choices: tuple[str, ...],
     answer: int,
     diagram: str | None,
-    about_letters: bool,
+    about_letters: bool | None,
 ) -> Sample:
-    letters = has_letters(question, choices, about_letters)
+    """A sample; `about_letters` is None where the data do not tell."""
+    letters: str | tuple[str, ...] = ()
+    if about_letters is not None:
+        letters = "with letters" if has_letters(question, choices, about_letters) else "without letters"
     return Sample(
         id=identifier,
         images=(image,),
         question=question,
         target=_CHOICES[answer],
         cluster=identifier.rpartition("-")[0],
-        categories={
-            "letters": "with letters" if letters else "without letters",
-            "diagram": (diagram,) if diagram else (),
-        },
+        categories={"letters": letters, "diagram": (diagram,) if diagram else ()},
         choices=choices,
     )
 
