@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.hub import HubSource, load_from_hub
+from eval.layouts import Layout
 from eval.measures import Metric, Row
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -107,6 +108,8 @@ class Benchmark:
     load_from_predictions: Callable[[Path], BenchmarkData] | None = None
     """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
     submission: Submission | None = None
+    layouts: tuple[Layout, ...] = ()
+    """What `data_needed` says in words: the official files below the benchmark's folder, which `--list` looks for."""
     shares_folder: str | None = None
     """The benchmark whose folder below the data root is this one's too."""
     hub: tuple[HubSource, ...] = ()

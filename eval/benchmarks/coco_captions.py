@@ -15,6 +15,7 @@ from typing import Any
 
 from eval.benchmarks.official import collect, field, find_folder
 from eval.files import read_json
+from eval.layouts import Layout
 from eval.measures import Row, Style, mean_of
 from eval.metrics.captions import cider_per_image
 from eval.registry import Benchmark, Submission
@@ -132,6 +133,7 @@ BENCHMARK = Benchmark(
     parser="official (PTBTokenizer of CoreNLP 3.4.1)",
     judge=judge,
     score_together=score_together,
+    layouts=(Layout((_SPLIT, _CAPTIONS), ("val2014/COCO_val2014_*.jpg",)),),
     metrics=(
         mean_of("cider", "cider", primary=True, style=_TIMES_100),
         mean_of("cider_lenient", "cider_lenient", style=_TIMES_100),

@@ -17,6 +17,7 @@ from typing import Any
 from eval.benchmarks.official import by_question_id, collect, field, find_folder
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.files import json_line, read_json, read_json_lines, sha256_of_json
+from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -119,6 +120,7 @@ BENCHMARK = Benchmark(
     judge=unscored_judge,
     metrics=(),
     import_predictions=by_question_id,
+    layouts=(Layout(("questions.jsonl",), ("images/*.jpg",)),),
     submission=Submission("llava_bench_answers.jsonl", write_answers, needs="judge required (GPT-4)"),
 )
 
@@ -139,5 +141,6 @@ BENCHMARK_MM_VET = Benchmark(
     judge=unscored_judge,
     metrics=(),
     import_predictions=import_mm_vet,
+    layouts=(Layout(("mm-vet.json",), ("images/v1_*",)),),
     submission=Submission("mm_vet_results.json", write_mm_vet, needs="judge required (GPT-4)"),
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table, table_images
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, Style, mean_of
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
@@ -133,6 +134,7 @@ BENCHMARK = Benchmark(
     cluster="question with its rotations",
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    layouts=(Layout((_FILE,)),),
     hub=tuple(
         HubSource(
             repositories=repositories,

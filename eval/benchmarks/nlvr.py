@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.benchmarks.official import collect, field, find_folder, read_answers
 from eval.files import read_json_lines
+from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import circular_sums
 from eval.metrics.text import parse_nlvr, parse_nlvr_lenient
@@ -130,6 +131,10 @@ def _data_needed(split: str) -> str:
     )
 
 
+def _layouts(split: str) -> tuple[Layout]:
+    return (Layout((f"{split}/{split}.json",), (f"{split}/images/*/*.png",)),)
+
+
 BENCHMARK = Benchmark(
     name="nlvr",
     split="dev",
@@ -151,6 +156,7 @@ BENCHMARK = Benchmark(
         Metric("consistency_lenient", _consistency("score_lenient")),
     ),
     cluster="sentence",
+    layouts=_layouts("dev"),
     breakdowns=("label",),
     options=lambda _: ("True", "False"),
     import_predictions=import_predictions,
@@ -162,11 +168,12 @@ BENCHMARK_TEST = dataclasses.replace(
     name="nlvr_test",
     split="test",
     data_needed=_data_needed("test"),
+    layouts=_layouts("test"),
+    shares_folder="nlvr",
     load=partial(load, split="test", data_needed=_data_needed("test")),
     n_expected=5940,
     fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
     submission=Submission("nlvr_test_predictions.csv", write_submission),
-    shares_folder="nlvr",
 )
 
 BENCHMARK_HIDDEN = dataclasses.replace(
@@ -174,9 +181,10 @@ BENCHMARK_HIDDEN = dataclasses.replace(
     name="nlvr_hidden",
     split="hidden",
     data_needed=_data_needed("hidden"),
+    layouts=_layouts("hidden"),
+    shares_folder="nlvr",
     load=partial(load, split="hidden", data_needed=_data_needed("hidden")),
     n_expected=5910,
     fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",
     submission=Submission("nlvr_hidden_predictions.csv", write_submission),
-    shares_folder="nlvr",
 )

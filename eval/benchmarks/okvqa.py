@@ -13,6 +13,7 @@ from typing import Any
 from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge, vqa_sample
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
@@ -51,6 +52,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("official"),
     metrics=METRICS,
     import_predictions=by_question_id,
+    layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/OK-VQA", "lmms-lab-encoder/OK-VQA"),

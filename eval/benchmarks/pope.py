@@ -16,12 +16,14 @@ import numpy as np
 from eval.benchmarks.official import collect, field, find_folder, read_answers, short_prompt
 from eval.files import read_json_lines
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, Style
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
 CATEGORIES = ("random", "popular", "adversarial")
+_FILES = tuple(f"coco_pope_{category}.json" for category in CATEGORIES)
 _LLAVA_OFFSETS = {0: "adversarial", 1: "random", 2: "popular"}
 _PER_CATEGORY = 10_000_000
 _SIX_DIGITS = Style(scale=1.0, digits=6, unit="")
@@ -34,10 +36,9 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed record; the message names file and record.
     """
-    names = [f"coco_pope_{category}.json" for category in CATEGORIES]
-    root = find_folder("pope", data_root, names, BENCHMARK.data_needed)
+    root = find_folder("pope", data_root, _FILES, BENCHMARK.data_needed)
     samples: list[Sample] = []
-    for category, name in zip(CATEGORIES, names, strict=True):
+    for category, name in zip(CATEGORIES, _FILES, strict=True):
         for number, row in enumerate(read_json_lines(root / name), 1):
             where = f"{root / name}, record {number}"
             samples.append(_read(row, category, number, where))
@@ -167,6 +168,7 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    layouts=(Layout(_FILES, ("val2014/COCO_val2014_*.jpg",)),),
     hub=tuple(
         HubSource(
             repositories=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),

@@ -16,10 +16,13 @@ import numpy as np
 from eval.benchmarks.official import by_question_id, field, find_folder, letter_prompt
 from eval.files import read_json
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_science_qa
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
+
+_FILES = ("problems.json", "pid_splits.json")
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -29,7 +32,7 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed problem; the message names file and problem.
     """
-    root = find_folder("scienceqa", data_root, ["problems.json", "pid_splits.json"], BENCHMARK.data_needed)
+    root = find_folder("scienceqa", data_root, _FILES, BENCHMARK.data_needed)
     problems, splits = read_json(root / "problems.json"), read_json(root / "pid_splits.json")
     test = splits.get("test") if isinstance(splits, dict) else None
     if not isinstance(test, list) or not isinstance(problems, dict):
@@ -105,6 +108,7 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     import_predictions=by_question_id,
+    layouts=(Layout(_FILES, ("images/test/*/*",)),),
     hub=tuple(
         HubSource(
             repositories=repositories,

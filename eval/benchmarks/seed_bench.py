@@ -13,6 +13,7 @@ from typing import Any
 from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers
 from eval.files import read_json
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenient
 from eval.registry import Benchmark
@@ -129,6 +130,7 @@ BENCHMARK = Benchmark(
     ),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    layouts=(Layout(("SEED-Bench.json",), ("SEED-Bench-image/*",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench"),

@@ -17,6 +17,7 @@ from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
 from eval.files import read_json
 from eval.hub import HubSource, records
+from eval.layouts import Layout
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -110,6 +111,7 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
+    layouts=(Layout(("Annotations/val.json",), ("val/VizWiz_val_*.jpg",)),),
     hub=_hub("val"),
 )
 
@@ -124,6 +126,7 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    layouts=(Layout(("Annotations/test.json",), ("test/VizWiz_test_*.jpg",)),),
     hub=_hub("test"),
     submission=Submission("vizwiz_test_submission.json", write_submission),
 )

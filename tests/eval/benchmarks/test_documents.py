@@ -111,14 +111,14 @@ def test_the_threshold_is_kept_and_lengths_are_raw(tmp_path: Path) -> None:
 
 def test_infovqa_types_and_images(tmp_path: Path) -> None:
     row = {"questionId": 5, "question": "How many?", "image_local_name": "20471.jpeg", "answers": ["3"]}
-    labels = {"answer_type": ["non span"], "evidence": ["map", "figure"], "operation/reasoning": []}
+    labels = {"answer_type": ["non span"], "evidence": ["map", "figure"], "operation/reasoning": ["counting"]}
     folder = tmp_path / "infovqa" / "infographicsvqa_qas"
     write(folder / "infographicsVQA_val_v1.0_withQT.json", {"data": [row | labels]})
     data = get_benchmark("infovqa").load(tmp_path)
     assert (data.samples[0].images, data.samples[0].cluster) == (("infographicsvqa_images/20471.jpeg",), "20471.jpeg")
     found = results("infovqa", data, {"5": Prediction("5", "3")})
     groups = {name: list(groups) for name, groups in found["breakdown"].items()}
-    assert groups == {"answer_type": ["non span"], "evidence": ["figure", "map"], "operation": []}
+    assert groups == {"answer_type": ["non span"], "evidence": ["figure", "map"], "operation": ["counting"]}
 
 
 @pytest.mark.parametrize(
