@@ -17,10 +17,13 @@ from typing import Any
 from eval.benchmarks.official import by_question_id, collect, field, find_folder
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.files import json_line, read_json, read_json_lines, sha256_of_json
+from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
 
+_COMPARED = ("id", "question")
+_COMPARED_MM_VET = ("id", "question", "target")
 _MM_VET_PREFIX = "v1_"
 
 
@@ -30,18 +33,24 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     samples = []
     for number, row in enumerate(read_json_lines(root / "questions.jsonl"), 1):
         where = f"{root / 'questions.jsonl'}, record {number}"
-        name, image = str(field(row, ("question_id",), where)), str(field(row, ("image",), where))
-        samples.append(
-            Sample(
-                id=name,
-                images=(f"images/{image}",),
-                question=str(field(row, ("text",), where)),
-                target="",
-                cluster=image,
-                categories={"category": str(field(row, ("category",), where))},
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question"))
+        samples.append(_read(row, str(field(row, ("image",), where)), where))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED)
+
+
+def _read(row: dict[str, Any], image: str, where: str) -> Sample:
+    return Sample(
+        id=str(field(row, ("question_id",), where)),
+        images=(f"images/{image}",),
+        question=str(field(row, ("text", "question"), where)),
+        target="",
+        cluster=image,
+        categories={"category": str(field(row, ("category",), where))},
+    )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    image = Path(str(row.get("image_id") or f"row-{number}")).stem
+    return _read(row, f"{image}.jpg", where)
 
 
 def load_mm_vet(data_root: Path | None = None) -> BenchmarkData:
@@ -53,19 +62,26 @@ def load_mm_vet(data_root: Path | None = None) -> BenchmarkData:
     samples = []
     for name, row in content.items():
         where = f"{root / 'mm-vet.json'}, question {name}"
-        image = str(field(row, ("imagename",), where))
         labels = tuple(map(str, field(row, ("capability",), where)))
-        samples.append(
-            Sample(
-                id=name,
-                images=(f"images/{image}",),
-                question=str(field(row, ("question",), where)),
-                target=str(field(row, ("answer",), where)),
-                cluster=image,
-                categories={"capability": labels[0] if len(labels) == 1 else labels},
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target"))
+        samples.append(_read_mm_vet(row, name, str(field(row, ("imagename",), where)), labels, where))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED_MM_VET)
+
+
+def _read_mm_vet(row: dict[str, Any], name: str, image: str, labels: tuple[str, ...], where: str) -> Sample:
+    return Sample(
+        id=name,
+        images=(f"images/{image}",),
+        question=str(field(row, ("question",), where)),
+        target=str(field(row, ("answer",), where)),
+        cluster=image,
+        categories={"capability": labels[0] if len(labels) == 1 else labels},
+    )
+
+
+def _mm_vet_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    name, labels = str(field(row, ("question_id",), where)), field(row, ("capability",), where)
+    labels = labels.split(",") if isinstance(labels, str) else labels
+    return _read_mm_vet(row, name, f"{name}.png", tuple(label.strip() for label in labels), where)
 
 
 def prompt(sample: Sample) -> str:
@@ -121,6 +137,14 @@ BENCHMARK = Benchmark(
     metrics=(),
     import_predictions=by_question_id,
     layouts=(Layout(("questions.jsonl",), ("images/*.jpg",)),),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/llava-bench-in-the-wild", "lmms-lab-encoder/llava-bench-in-the-wild"),
+            splits=((None, "train"),),
+            sample=_from_hub,
+            compared=_COMPARED,
+        ),
+    ),
     submission=Submission("llava_bench_answers.jsonl", write_answers, needs="judge required (GPT-4)"),
 )
 
@@ -142,5 +166,14 @@ BENCHMARK_MM_VET = Benchmark(
     metrics=(),
     import_predictions=import_mm_vet,
     layouts=(Layout(("mm-vet.json",), ("images/v1_*",)),),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/MMVet", "lmms-lab-encoder/MMVet"),
+            splits=((None, "test"),),
+            sample=_mm_vet_from_hub,
+            differs="it does not say which questions share an image",
+            compared=_COMPARED_MM_VET,
+        ),
+    ),
     submission=Submission("mm_vet_results.json", write_mm_vet, needs="judge required (GPT-4)"),
 )
