@@ -101,6 +101,8 @@ class TransformersGenerator:
         self.processor = AutoProcessor.from_pretrained(model_dir)
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # Of the checkpoint's settings `generate` would take what a call leaves open: a penalty is not greedy search.
+        self.model.generation_config = GenerationConfig()
         self._images = ImageCache()
         is_ours = isinstance(self.model, DefocusForConditionalGeneration)
         self._image_features = ImageFeatures(self.model) if is_ours else None
