@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
+from defocus_mllm.images import ImageError
 from defocus_mllm.loading import load_strictly
 from eval.environment import code_digest
 from eval.files import sha256_of_files
@@ -148,8 +150,9 @@ class TransformersGenerator:
         estimate, good enough to sort by; memory errors are met by smaller batches.
         """
         if self._image_tokens is None and request.images:
-            whole = int(self._encode([request])["attention_mask"].sum())
-            self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
+            with contextlib.suppress(ImageError):  # a broken image is named when its turn comes
+                whole = int(self._encode([request])["attention_mask"].sum())
+                self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
         return self._text_tokens(request.prompt) + len(request.images) * (self._image_tokens or 0)
 
     def _text_tokens(self, prompt: str) -> int:

@@ -107,6 +107,19 @@ def test_length_of_a_request_counts_its_images(model_dir: Path, requests: list[R
     assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens + template
 
 
+def test_a_broken_image_does_not_keep_lengths_from_being_known(
+    model_dir: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    """A processor that does not say how long images are is tried on one; that it is damaged is found when asked."""
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    torn = Request("torn", requests[0].prompt, (tmp_path / "torn.png",))
+    generator = TransformersGenerator(model_dir, "cpu")
+    known = generator.request_length(requests[0])
+    generator._image_tokens = None
+    assert generator.request_length(torn) < known
+    assert generator.request_length(requests[0]) >= known
+
+
 def test_answers_depend_on_image_and_question(model_dir: Path, requests: list[Request]) -> None:
     texts = {prediction.text for prediction in TransformersGenerator(model_dir, "cpu").generate(requests, 8)}
     assert len(texts) > len({request.prompt for request in requests}), "a model that ignores its input tests nothing"
