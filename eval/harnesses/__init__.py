@@ -1,1 +1,1 @@
-"""Adapters by which other evaluation harnesses run our checkpoints, without a fork of them."""
+"""Where others' evaluation harnesses meet ours: models for them, and our benchmarks as their tasks."""

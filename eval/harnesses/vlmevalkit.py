@@ -102,7 +102,7 @@ def _register(arguments: argparse.Namespace, name: str, tally: Tally) -> None:
     def build() -> Any:
         with ending_the_process(several):
             local = [int(os.environ.get(variable, default)) for variable, default in _PROCESS_VARIABLES.items()]
-            generator = generator_of_process(arguments.model, arguments.device, *local)
+            generator = generator_of_process(str(arguments.model), arguments.device, "auto", *local)
             return model_class(tally, several)(generator, arguments.max_new_tokens)
 
     # Names that contain those of other models get their options: {'use_vllm': False}.

@@ -10,11 +10,11 @@ import importlib
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX
-from eval.generator import Generator, Request
+from eval.generator import Generator
+from eval.harnesses.chat_requests import ChatRequest
 
 _YES_NO_INSTRUCTION = "Please answer yes or no."
 _LETTER_SUFFIX_CN = "\n请直接回答选项字母。"
@@ -73,7 +73,8 @@ def model_class(tally: Tally, several: bool = False) -> Any:
                 ValueError: a part that is neither text nor image, or a role other than the user's.
                 ImageError: an image cannot be used.
             """
-            request = Request.interleaved(dataset or "question", [message_part(part, dataset) for part in message])
+            content = [message_part(part, dataset) for part in message]
+            request = ChatRequest.of(dataset or "question", lambda: [{"role": "user", "content": content}])
             (prediction,) = self._generator.generate([request], self._max_new_tokens)
             tally.answered += 1
             tally.truncated += prediction.finish == "length"
@@ -107,15 +108,15 @@ def ending_the_process(several: bool) -> Iterator[None]:
         raise
 
 
-def message_part(part: Mapping[str, str], dataset: str | None) -> str | Path:
-    """A part of the kit's message as words or the path of an image; ValueError names what else it is."""
+def message_part(part: Mapping[str, str], dataset: str | None) -> dict[str, str]:
+    """A part of the message (words, or the path of an image) for `ChatRequest`; ValueError names what else it is."""
     role = part.get("role", "user")
     if role != "user":
         raise ValueError(f"{dataset}: its messages have a part of role {role!r}; only the user's are supported")
     if part["type"] == "text":
-        return part["value"]
+        return {"type": "text", "text": part["value"]}
     if part["type"] == "image":
-        return Path(part["value"]).absolute()
+        return {"type": "image", "url": part["value"]}
     raise ValueError(f"{dataset}: its messages have a part of type {part['type']!r}; text and image are supported")
 
 
