@@ -27,7 +27,15 @@ def score_samples(
     benchmark: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction]
 ) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: each sample that has a prediction, with its scores."""
-    return [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    rows = [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    return score_rows_together(benchmark, rows)
+
+
+def score_rows_together(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the scores that depend on all of them; unchanged where the benchmark has none such."""
+    if benchmark.score_together is None or not rows:
+        return list(rows)
+    return [{**row, **scores} for row, scores in zip(rows, benchmark.score_together(rows), strict=True)]
 
 
 def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
@@ -123,6 +131,7 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
         "data_root": str(data.root),
         "image_root": str(data.image_root),
         "reference": benchmark.reference,
+        "not_scored_here": benchmark.not_scored_here,
     }
 
 
@@ -231,7 +240,8 @@ def summary(results: dict[str, Any]) -> str:
     if results["partial"]:
         return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
     if not results["metrics"]:
-        return f"{title}: {benchmark['n']:,} answers, not scored here: {benchmark['reference']}"
+        why = benchmark.get("not_scored_here") or "not scored here"
+        return f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"
     primary = next(name for name, metric in results["metrics"].items() if metric["primary"])
     lines = [f"{title}: {primary} {format_estimate(results['metrics'][primary])}, {benchmark['n']:,} samples"]
     if "likelihood" in results:

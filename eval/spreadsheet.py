@@ -26,6 +26,7 @@ _DAMAGES = (
     EOFError,
     IndexError,
     KeyError,
+    OSError,  # a position that the damage moved before the start of the file
     RuntimeError,  # encrypted, or compressed in a way that zipfile does not know
     ValueError,
 )

@@ -19,6 +19,8 @@ from eval.samples import BenchmarkData, Prediction, Sample
 
 SUBMISSION = Format("RRC submission", "questionId", "answer")
 METRICS: tuple[Metric, ...] = (mean_of("anls", primary=True), mean_of("anls_lenient", "score_lenient"))
+COMPARED = ("id", "question", "target", "answers")
+"""Fields that the fingerprint covers: images lie elsewhere in each layout."""
 MAX_NEW_TOKENS = 128
 """As LLaVA-1.5 generates: answers are spans of the document, which lmms-eval's 32 would cut."""
 
@@ -50,20 +52,26 @@ def load_rrc(
     root, (name,) = find_layout(benchmark, data_root, [(file,) for file in layouts], data_needed)
     samples = []
     for where, row in read_records(root / name, "data"):
-        answers = _answers(row, where) if scored else ()
         file = Path(str(field(row, (image,), where))).name
-        samples.append(
-            Sample(
-                id=_identifier(row, where),
-                images=(f"{layouts[name]}/{file}",),
-                question=field(row, ("question",), where),
-                target=answers[0] if answers else "",
-                cluster=str(field(row, (*document, image), where)),
-                categories={category: _labels(row, key, where) for category, key in types.items()},
-                answers=answers,
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target", "answers"))
+        cluster = str(field(row, (*document, image), where))
+        samples.append(rrc_sample(row, where, f"{layouts[name]}/{file}", cluster, types, scored))
+    return BenchmarkData(root, tuple(samples), compared=COMPARED)
+
+
+def rrc_sample(
+    row: dict[str, Any], where: str, image: str, cluster: str, types: Mapping[str, str], scored: bool
+) -> Sample:
+    """A question; arguments and errors as in `load_rrc`."""
+    answers = _answers(row, where) if scored else ()
+    return Sample(
+        id=_identifier(row, where),
+        images=(image,),
+        question=field(row, ("question",), where),
+        target=answers[0] if answers else "",
+        cluster=cluster,
+        categories={category: _labels(row, key, where) for category, key in types.items()},
+        answers=answers,
+    )
 
 
 def _identifier(row: dict[str, Any], where: str) -> str:

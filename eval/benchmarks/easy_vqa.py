@@ -14,6 +14,7 @@ from typing import Any
 from eval.answer_files import AnswerFile, Imported
 from eval.benchmarks.official import check_question, collect
 from eval.files import read_json
+from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.exact_match import exact_match, lenient_exact_match
 from eval.registry import Baseline, Benchmark
@@ -116,6 +117,7 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(mean_of("accuracy", "score", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("answer_type",),
+    layouts=(Layout(("test/questions.json",), ("test/images/*.png",)),),
     options=lambda _: tuple(ANSWER_TYPE),
     import_predictions=import_predictions,
     baselines=(

@@ -16,6 +16,7 @@ from eval.answer_files import LLAVA, Format
 from eval.benchmarks.official import field, find_folder, importer, short_prompt
 from eval.files import read_json
 from eval.hub import HubSource, records
+from eval.layouts import Layout
 from eval.measures import Metric, Style, mean_of
 from eval.metrics.gqa import (
     consistency,
@@ -132,6 +133,7 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("kind", "structural", "semantic", "detailed", "steps", "words"),
     import_predictions=importer(LLAVA, Format("GQA predictions", "questionId", "prediction")),
+    layouts=(Layout((_FILE,), ("images/*.jpg",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/GQA", "lmms-lab-encoder/GQA"),

@@ -27,6 +27,7 @@ from eval.benchmarks.official import (
     table_images,
 )
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, Style, mean_of
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
@@ -146,6 +147,7 @@ BENCHMARK = Benchmark(
     cluster="question with its rotations",
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    layouts=(Layout((_FILE,)),),
     hub=tuple(
         HubSource(
             repositories=repositories,

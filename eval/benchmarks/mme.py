@@ -17,6 +17,7 @@ from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, sh
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, judged, located
 from eval.files import read_json_lines
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Style
 from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, mme_sums, parse_mme, parse_yes_no_lenient
 from eval.registry import Benchmark
@@ -29,20 +30,23 @@ _RELEASE = "MME_Benchmark_release_version"
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read ground_truth.jsonl (category, image_stem, question, answer) or the folders of the official release.
+    """Read the folders of the official release, or ground_truth.jsonl (category, image_stem, question, answer).
 
     Raises:
         FileNotFoundError: neither is there.
         ValueError: a malformed record; the message names file and record.
     """
     try:
-        root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
-    except FileNotFoundError:
         root = find_folder("mme", data_root, [_RELEASE], BENCHMARK.data_needed) / _RELEASE
-        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
-    else:
+    except FileNotFoundError as no_release:
+        try:
+            root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
+        except FileNotFoundError:
+            raise no_release from None
         path = root / "ground_truth.jsonl"
         samples = [_from_row(row, where) for where, row in located(read_json_lines(path), path)]
+    else:
+        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
     return BenchmarkData(root, tuple(samples), compared=("id", "target"))
 
 
@@ -166,6 +170,10 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    layouts=(
+        Layout((_RELEASE,)),
+        Layout(("ground_truth.jsonl",), tuple(f"{category}/*.jpg" for category in (*PERCEPTION, *COGNITION))),
+    ),
     hub=(
         HubSource(
             repositories=("lmms-lab/MME", "lmms-lab-encoder/MME"),

@@ -10,25 +10,23 @@ questions with pictures in the options at random; here the model is shown all pi
 from __future__ import annotations
 
 import ast
-import functools
+import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, located
 from eval.files import read_json
+from eval.hub import HubSource, read_official_tables
+from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.mmmu import mmmu_open_is_right, parse_mmmu_choice
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
-from eval.stored_images import StoredImages, file_identity
 
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -48,6 +46,7 @@ SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in 
 _CHOICE = "multiple-choice"
 _ANSWERS = "answer_dict_val.json"
 _IMAGE = re.compile(r"image_\d+")
+_TABLES = tuple(f"{subject}/validation-*.parquet" for subject in SUBJECTS)
 _COMPARED = ("id", "target", "answers")
 
 
@@ -61,47 +60,19 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         ValueError: a malformed record; the message names file and record.
     """
     try:
-        root = find_folder("mmmu", data_root, SUBJECTS, BENCHMARK.data_needed)
+        root = find_folder("mmmu", data_root, _TABLES, BENCHMARK.data_needed)
     except FileNotFoundError as missing_tables:
         try:
             root = find_folder("mmmu", data_root, [_ANSWERS], BENCHMARK.data_needed)
         except FileNotFoundError:
             raise missing_tables from None
         return _load_truth(root)
-    tables = [table for subject in SUBJECTS for table in _tables_of(root / subject)]
-    origin = [file_identity(table) for table in tables]
-    images = StoredImages.in_cache("mmmu", origin, functools.partial(_read_images, tables))
-    samples = tuple(sample for table in tables for sample in _read_table(table))
-    return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
+    return read_official_tables(_HUB, root)
 
 
-def _tables_of(folder: Path) -> list[Path]:
-    tables = sorted(folder.glob("validation-*.parquet"))
-    if not tables:
-        raise FileNotFoundError(f"{folder}/validation-*.parquet: no such file: {BENCHMARK.data_needed}")
-    return tables
-
-
-def _open_table(path: Path) -> Any:
-    """The Parquet file; ValueError if it is none."""
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: no Parquet file: {error}") from error
-
-
-def _read_table(path: Path) -> Iterator[Sample]:
-    """The samples of a table; of its images only which ones there are."""
-    table = _open_table(path)
-    texts = ["id", "question", "options", "answer", "question_type"]
-    missing = [name for name in texts if name not in table.schema_arrow.names]
-    if missing:
-        raise ValueError(f"{path}: no column {missing[0]!r}")
-    images = sorted(name for name in table.schema_arrow.names if _IMAGE.fullmatch(name))
-    rows = table.read(columns=[*texts, *(f"{name}.path" for name in images)]).to_pylist()
-    for number, row in enumerate(rows, 1):
-        shown = [name for name in images if row[name] is not None]
-        yield _read(row, shown, f"{path}, record {number}")
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    """A row of a table, in which a column `image_N` holds the number of images there: 1 or 0."""
+    return _read(row, sorted(name for name, value in row.items() if _IMAGE.fullmatch(name) and value), where)
 
 
 def _read(row: Mapping[str, Any], images: Sequence[str], where: str) -> Sample:
@@ -186,19 +157,6 @@ def _truth(root: Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> Benc
     return BenchmarkData(root, tuple(samples), compared=_COMPARED)
 
 
-def _read_images(tables: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """The bytes of images ID/image_N.png, subject after subject."""
-    for path in tables:
-        wanted = [name for name in names if _subject(name.split("/")[0]) == path.parent.name]
-        columns = sorted({Path(name).stem for name in wanted})
-        for batch in _open_table(path).iter_batches(16, columns=["id", *columns]) if wanted else ():
-            rows = {row["id"]: row for row in batch.to_pylist()}
-            for name in wanted:
-                number, image = name.removesuffix(".png").split("/")
-                if number in rows:
-                    yield name, rows[number][image]["bytes"]
-
-
 def prompt(sample: Sample) -> str:
     """The official prompts (`configs/llava1.5.yaml`): options in parentheses; `<image 1>` stays in the text."""
     if sample.categories["question_type"] != _CHOICE:
@@ -248,6 +206,13 @@ def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction])
     return json.dumps(answers, indent=1, ensure_ascii=False)
 
 
+_HUB = HubSource(
+    repositories=("MMMU/MMMU",),
+    splits=tuple((subject, "validation") for subject in SUBJECTS),
+    sample=_from_hub,
+    compared=_COMPARED,
+)
+
 BENCHMARK = Benchmark(
     name="mmmu",
     split="validation",
@@ -270,6 +235,13 @@ BENCHMARK = Benchmark(
         mean_of("accuracy_lenient", "score_lenient"),
     ),
     cluster="question",
+    layouts=(Layout(_TABLES), Layout((_ANSWERS,), _TABLES)),
+    hub=(
+        _HUB,
+        dataclasses.replace(
+            _HUB, repositories=("lmms-lab/MMMU", "lmms-lab-encoder/MMMU"), splits=((None, "validation"),)
+        ),
+    ),
     breakdowns=("domain", "subject", "question_type"),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,

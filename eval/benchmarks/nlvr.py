@@ -19,6 +19,7 @@ import numpy as np
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
 from eval.benchmarks.official import collect, field, find_folder, judged, located
 from eval.files import read_json_lines
+from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import circular_sums
 from eval.metrics.text import parse_nlvr, parse_nlvr_lenient
@@ -124,6 +125,10 @@ def _data_needed(split: str) -> str:
     )
 
 
+def _layouts(split: str) -> tuple[Layout]:
+    return (Layout((f"{split}/{split}.json",), (f"{split}/images/*/*.png",)),)
+
+
 BENCHMARK = Benchmark(
     name="nlvr",
     split="dev",
@@ -145,6 +150,7 @@ BENCHMARK = Benchmark(
         Metric("consistency_lenient", _consistency("score_lenient")),
     ),
     cluster="sentence",
+    layouts=_layouts("dev"),
     breakdowns=("label",),
     options=lambda _: ("True", "False"),
     import_predictions=import_predictions,
@@ -156,6 +162,8 @@ BENCHMARK_TEST = dataclasses.replace(
     name="nlvr_test",
     split="test",
     data_needed=_data_needed("test"),
+    layouts=_layouts("test"),
+    shares_folder="nlvr",
     load=partial(load, split="test", data_needed=_data_needed("test")),
     n_expected=5940,
     fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
@@ -167,6 +175,8 @@ BENCHMARK_HIDDEN = dataclasses.replace(
     name="nlvr_hidden",
     split="hidden",
     data_needed=_data_needed("hidden"),
+    layouts=_layouts("hidden"),
+    shares_folder="nlvr",
     load=partial(load, split="hidden", data_needed=_data_needed("hidden")),
     n_expected=5910,
     fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",

@@ -13,6 +13,7 @@ from typing import Any
 
 from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Imported, shown
 from eval.files import read_json
+from eval.layouts import exists
 from eval.metrics.multiple_choice import LETTERS
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -23,7 +24,7 @@ _LONGEST_INDEX = 64
 
 
 def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], data_needed: str) -> Path:
-    """`data_root`/BENCHMARK or `data_root` itself, whichever holds all `files`.
+    """`data_root`/BENCHMARK or `data_root` itself, whichever holds all `files` (patterns with `*` among them).
 
     Raises:
         FileNotFoundError: neither does, or there is no `data_root`; the message names the first missing file.
@@ -32,10 +33,10 @@ def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], da
         raise FileNotFoundError(f"{benchmark} needs --data-root DIR: {data_needed}")
     folders = (data_root / benchmark, data_root)
     for folder in folders:
-        if all((folder / name).exists() for name in files):
+        if all(exists(folder, name) for name in files):
             return folder
     folder = next((folder for folder in folders if folder.is_dir()), data_root)
-    missing = next(name for name in files if not (folder / name).exists())
+    missing = next(name for name in files if not exists(folder, name))
     raise FileNotFoundError(f"{folder / missing}: no such file: {data_needed}")
 
 

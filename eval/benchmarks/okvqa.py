@@ -14,6 +14,7 @@ from eval.answer_files import LLAVA
 from eval.benchmarks.official import field, find_folder, importer, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, vqa_sample
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
@@ -52,6 +53,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("official"),
     metrics=METRICS,
     import_predictions=importer(LLAVA, VQA_SUBMISSION),
+    layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/OK-VQA", "lmms-lab-encoder/OK-VQA"),

@@ -26,12 +26,14 @@ from eval.benchmarks.official import (
 )
 from eval.files import read_json_lines
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, Style
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
 CATEGORIES = ("random", "popular", "adversarial")
+_FILES = tuple(f"coco_pope_{category}.json" for category in CATEGORIES)
 _LLAVA_OFFSETS = {0: "adversarial", 1: "random", 2: "popular"}
 _PER_CATEGORY = 10_000_000
 _FORMATS = (
@@ -50,10 +52,9 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed record; the message names file and record.
     """
-    names = [f"coco_pope_{category}.json" for category in CATEGORIES]
-    root = find_folder("pope", data_root, names, BENCHMARK.data_needed)
+    root = find_folder("pope", data_root, _FILES, BENCHMARK.data_needed)
     samples: list[Sample] = []
-    for category, name in zip(CATEGORIES, names, strict=True):
+    for category, name in zip(CATEGORIES, _FILES, strict=True):
         for number, (where, row) in enumerate(located(read_json_lines(root / name), root / name), 1):
             samples.append(_read(row, category, number, where))
     return BenchmarkData(root, tuple(samples))
@@ -193,6 +194,7 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    layouts=(Layout(_FILES, ("val2014/COCO_val2014_*.jpg",)),),
     hub=tuple(
         HubSource(
             repositories=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),

@@ -17,6 +17,7 @@ from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, sh
 from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt
 from eval.files import read_json
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_science_qa
 from eval.registry import Benchmark
@@ -27,6 +28,7 @@ _FORMATS = (
     Format("LLaVA's outputs", "question_id", "output"),
     Format("ScienceQA results", "question_id", "result"),
 )
+_FILES = ("problems.json", "pid_splits.json")
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -36,7 +38,7 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed problem; the message names file and problem.
     """
-    root = find_folder("scienceqa", data_root, ["problems.json", "pid_splits.json"], BENCHMARK.data_needed)
+    root = find_folder("scienceqa", data_root, _FILES, BENCHMARK.data_needed)
     problems, splits = read_json(root / "problems.json"), read_json(root / "pid_splits.json")
     test = splits.get("test") if isinstance(splits, dict) else None
     if not isinstance(test, list) or not isinstance(problems, dict):
@@ -154,6 +156,7 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     import_predictions=import_predictions,
+    layouts=(Layout(_FILES, ("images/test/*/*",)),),
     hub=tuple(
         HubSource(
             repositories=repositories,

@@ -13,6 +13,7 @@ from typing import Any
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt, read_records
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenient
 from eval.registry import Benchmark
@@ -115,6 +116,7 @@ BENCHMARK = Benchmark(
     ),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    layouts=(Layout(("SEED-Bench.json",), ("SEED-Bench-image/*",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench"),

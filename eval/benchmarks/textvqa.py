@@ -16,11 +16,13 @@ from eval.answer_files import LLAVA, AnswerFile, Imported, shown
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, read_records, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, most_frequent, soft_judge
 from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
 _FILE = "TextVQA_0.5.1_val.json"
 _OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
+_IMAGES = ("train_images/*.jpg",)
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -118,6 +120,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("m4c"),
     metrics=METRICS,
     import_predictions=import_predictions,
+    layouts=(Layout((_FILE,), _IMAGES),),
     hub=(_HUB,),
 )
 
@@ -129,6 +132,7 @@ BENCHMARK_OCR = dataclasses.replace(
     load=load_with_ocr,
     prompt_id="llava15_short_ocr",
     prompt=ocr_prompt,
+    layouts=(Layout((_FILE, _OCR_FILE), _IMAGES),),
     hub=(
         dataclasses.replace(
             _HUB, sample=_with_ocr_from_hub, differs="OCR tokens are its column `ocr_tokens`, not Rosetta's file"

@@ -20,6 +20,7 @@ from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
 from eval.hub import HubSource, records
+from eval.layouts import Layout
 from eval.measures import Metric
 from eval.metrics.answerability import average_precision, unanswerable_counts
 from eval.metrics.vqa import normalize_vqa
@@ -137,6 +138,7 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
+    layouts=(Layout(("Annotations/val.json",), ("val/VizWiz_val_*.jpg",)),),
     hub=_hub("val"),
 )
 
@@ -151,6 +153,7 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    layouts=(Layout(("Annotations/test.json",), ("test/VizWiz_test_*.jpg",)),),
     hub=_hub("test"),
     submission=Submission("vizwiz_test_submission.json", write_submission),
 )

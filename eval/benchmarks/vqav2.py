@@ -19,6 +19,7 @@ from eval.benchmarks.official import collect, find_folder, importer, read_record
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, unscored_judge, vqa_sample
 from eval.hub import HubSource, records
 from eval.hub_folders import find_table
+from eval.layouts import Layout
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -106,6 +107,7 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=("answer_type",),
     import_predictions=importer(LLAVA, VQA_SUBMISSION),
+    layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(_HUB,),
 )
 
@@ -122,6 +124,7 @@ BENCHMARK_TEST_DEV = dataclasses.replace(
     metrics=(),
     breakdowns=(),
     import_predictions=import_test_dev,
+    layouts=(Layout((_TEST_DEV, _TEST), ("test2015/COCO_test2015_*.jpg",)),),
     hub=(dataclasses.replace(_HUB, splits=((None, "testdev"),), sample=_test_from_hub, also_needed=((None, "test"),)),),
     submission=Submission("vqav2_test_dev_submission.json", write_submission),
 )

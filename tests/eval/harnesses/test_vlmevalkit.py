@@ -134,7 +134,7 @@ def test_rows_that_the_kit_leaves_out_are_counted(
     (stand_in.data / "own.tsv").write_text("index\tquestion\n0\tis it red?\n1\twhy?\n")
     launch(stand_in, model_dir, "--data", "own", "--mode", "infer")
     printed = capsys.readouterr().out
-    assert "own: 1 answers (1 rows of" in printed
+    assert "own: 1 answers (1 of 2 rows of" in printed
     assert "not scored: --mode infer" in printed
 
 
