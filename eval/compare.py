@@ -61,7 +61,7 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
             raise ValueError(f"{a} and {b} are not comparable: benchmark.{field} is {found[0]!r} and {found[1]!r}")
     benchmark = get_benchmark(results[0]["benchmark"]["name"])
     if not benchmark.metrics:
-        raise ValueError(f"{benchmark.name}: not scored here, so there is nothing to compare")
+        raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; there is nothing to compare")
     common = [name for name in rows[0] if name in rows[1]]
     if not common:
         raise ValueError(f"{a} and {b} have no question in common")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
+from defocus_mllm.images import ImageError
 from defocus_mllm.loading import load_strictly
+from eval.checkpoints import find_checkpoint
 from eval.environment import code_digest
 from eval.files import sha256_of_files
 from eval.image_features import ImageFeatures
@@ -26,7 +29,7 @@ from eval.samples import Prediction
 _MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _FILES_ABOUT_THE_RUN = {"run.json"}
 
-LoadImage = Callable[[Path], Image.Image]
+LoadImage = Callable[[Path], Image.Image | None]
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,26 @@ class TransformersGenerator:
     """Greedy generation with any image-text-to-text checkpoint on disk.
 
     Args:
-        model_dir: folder written by `save_pretrained` of model and processor.
+        model: folder written by `save_pretrained` of model and processor, or a repository (see checkpoints.py).
         device: "cpu", "cuda", ...; None takes the GPU if there is one.
+        dtype: number format of the weights, such as "bfloat16"; "auto" keeps the saved one.
 
     Raises:
-        FileNotFoundError: `model_dir` is no checkpoint.
+        FileNotFoundError: `model` is no checkpoint.
         ValueError: there is no such device, or it cannot be used here; weights are missing or damaged.
     """
 
-    def __init__(self, model_dir: Path, device: str | None = None) -> None:
-        self.model_dir = model_dir
+    def __init__(self, model: str | Path, device: str | None = None, dtype: str = "auto") -> None:
+        self._checkpoint = find_checkpoint(model)
+        self.model_dir = model_dir = self._checkpoint.folder
         self.device = usable_device(device)
-        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype="auto").eval()
+        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype=dtype).eval()
         self.model.to(device=self.device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # Of the checkpoint's settings `generate` would take what a call leaves open: a penalty is not greedy search.
+        self.model.generation_config = GenerationConfig()
         self._images = ImageCache()
         is_ours = isinstance(self.model, DefocusForConditionalGeneration)
         self._image_features = ImageFeatures(self.model) if is_ours else None
@@ -118,8 +125,9 @@ class TransformersGenerator:
     def describe(self) -> dict[str, Any]:
         """The `model` block of results.json; `params` counts shared weights once."""
         return {
-            "name": self.model_dir.name,
+            "name": self._checkpoint.name,
             "path": str(self.model_dir),
+            "revision": self._checkpoint.revision,
             "fingerprint": self.fingerprint,
             "weights_sha": self._weights_sha,
             "params": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -141,8 +149,9 @@ class TransformersGenerator:
         estimate, good enough to sort by; memory errors are met by smaller batches.
         """
         if self._image_tokens is None and request.images:
-            whole = int(self._encode([request])["attention_mask"].sum())
-            self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
+            with contextlib.suppress(ImageError):  # a broken image is named when its turn comes
+                whole = int(self._encode([request])["attention_mask"].sum())
+                self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
         return self._text_tokens(request.prompt) + len(request.images) * (self._image_tokens or 0)
 
     def _text_tokens(self, prompt: str) -> int:
@@ -154,7 +163,7 @@ class TransformersGenerator:
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
         started = time.perf_counter()
-        inputs = self._encode(requests)
+        inputs = self._encode(requests) if self._image_features is None else self._encode_once(requests)
         asks_options = any(request.options for request in requests)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -165,7 +174,7 @@ class TransformersGenerator:
             return_dict_in_generate=True,
             output_logits=asks_options,
         )
-        output = self.model.generate(**self._with_shared_images(requests, inputs), generation_config=config)
+        output = self.model.generate(**inputs, generation_config=config)
         answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         likelihoods: list[dict[str, float] | None] = [None] * len(requests)
@@ -200,13 +209,32 @@ class TransformersGenerator:
             for request, score in zip(requests, scores, strict=True)
         ]
 
-    def _with_shared_images(self, requests: Sequence[Request], inputs: Any) -> dict[str, Any]:
-        """The inputs, with features of images in place of their pixels where the model takes them."""
-        if self._image_features is None or "pixel_values" not in inputs:
-            return dict(inputs)
-        images = [path for request in requests for path in request.images]
-        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        return others | {"mm_encoder_outputs": self._image_features.of(images, inputs["pixel_values"])}
+    def _encode_once(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """As `_encode` for a De-focus model, with the features of images in place of their pixels.
+
+        An image is read, resized and encoded for the first question about it alone.
+        """
+        features = self._image_features
+        assert features is not None
+        pictures: dict[Path, Any] = {}
+        ids = []
+        for request in requests:
+            conversation = request.conversation(lambda path: None if path in features else self._images.load(path))
+            parts = (part for message in conversation for part in message["content"])
+            pictures |= zip(request.images, (part["image"] for part in parts if part["type"] == "image"), strict=True)
+            chat = self.processor.encode_chat(conversation, add_generation_prompt=True).ids
+            ids.append(self.processor.expand_images(chat, chat))
+        padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        inputs = dict(padded.to(self.device))
+
+        def pixels(names: Sequence[Path]) -> torch.Tensor:
+            batch = self.processor.image_processor([pictures[name] for name in names], return_tensors="pt")
+            return batch["pixel_values"].to(self.device, dtype=self.model.dtype)  # type: ignore[no-any-return]
+
+        images = [name for request in requests for name in request.images]
+        if images:
+            inputs["mm_encoder_outputs"] = features.of(images, pixels)
+        return inputs
 
     def forget_images(self) -> None:
         """Drop what is kept of images between batches."""

@@ -16,16 +16,25 @@ from eval.files import json_line, read_json, sha256_of_json
 from eval.likelihood import agreement, most_likely
 from eval.measures import Metric, Style
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
+_WHERE = ("name", "path", "revision", "predictions")
 
 
 def score_samples(
     benchmark: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction]
 ) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: each sample that has a prediction, with its scores."""
-    return [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    rows = [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    return score_rows_together(benchmark, rows)
+
+
+def score_rows_together(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the scores that depend on all of them; unchanged where the benchmark has none such."""
+    if benchmark.score_together is None or not rows:
+        return list(rows)
+    return [{**row, **scores} for row, scores in zip(rows, benchmark.score_together(rows), strict=True)]
 
 
 def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def build_results(
     """
     if not rows:
         raise ValueError(f"{benchmark.name}: no predictions to score")
-    partial = len(rows) != benchmark.n_expected
+    partial = len(rows) != benchmark.number_expected(data)
     metrics = _estimates(benchmark, rows)
     blocks = {
         "benchmark": _describe_benchmark(benchmark, data, len(rows), limit),
@@ -107,24 +116,29 @@ def build_results(
 
 
 def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit: int | None) -> dict[str, Any]:
+    fingerprint = data.fingerprint()
     return {
         "name": benchmark.name,
         "split": benchmark.split,
         "version": benchmark.version,
         "n": n,
-        "n_expected": benchmark.n_expected,
+        "n_expected": benchmark.number_expected(data),
         "limit": limit,
-        "fingerprint": data.fingerprint(),
-        "fingerprint_checked": benchmark.fingerprint is not None,
+        "fingerprint": fingerprint,
+        "fingerprint_checked": benchmark.is_official(fingerprint),
+        "origin": None if data.origin is None else {"name": str(data.origin), **asdict(data.origin)},
         "data_root": str(data.root),
+        "image_root": str(data.image_root),
         "reference": benchmark.reference,
+        "not_scored_here": benchmark.not_scored_here,
     }
 
 
 def _run_id(blocks: dict[str, Any]) -> str:
     """Digest of what was measured and how; the same on another machine, where the same things lie in other folders."""
-    benchmark = {name: value for name, value in blocks["benchmark"].items() if name != "data_root"}
-    model = {name: value for name, value in blocks["model"].items() if name not in ("name", "path", "predictions")}
+    places = ("data_root", "image_root", "origin")
+    benchmark = {name: value for name, value in blocks["benchmark"].items() if name not in places}
+    model = {name: value for name, value in blocks["model"].items() if name not in _WHERE}
     return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
 
 
@@ -153,14 +167,15 @@ def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str)
 
 
 def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The primary metric within each value of a category."""
+    """The primary metric within each label of a category; a question counts under each of its labels."""
     primary = next(metric for metric in benchmark.metrics if metric.primary)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["categories"][name], []).append(row)
+        for label in labels_of(row["categories"][name]):
+            groups.setdefault(label, []).append(row)
     return {
-        value: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
-        for value, group in sorted(groups.items())
+        label: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
+        for label, group in sorted(groups.items())
     }
 
 
@@ -222,7 +237,8 @@ def summary(results: dict[str, Any]) -> str:
     if results["partial"]:
         return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
     if not results["metrics"]:
-        return f"{title}: {benchmark['n']:,} answers, not scored here: {benchmark['reference']}"
+        why = benchmark.get("not_scored_here") or "not scored here"
+        return f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"
     primary = next(name for name, metric in results["metrics"].items() if metric["primary"])
     lines = [f"{title}: {primary} {format_estimate(results['metrics'][primary])}, {benchmark['n']:,} samples"]
     if "likelihood" in results:
@@ -232,9 +248,17 @@ def summary(results: dict[str, Any]) -> str:
     for groups in results["breakdown"].values():
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
-    if not benchmark["fingerprint_checked"]:
-        lines.append("  the data were counted, but no official fingerprint is known to compare theirs with")
+    lines += _describe_data(benchmark)
     return "\n".join(lines)
+
+
+def _describe_data(benchmark: Mapping[str, Any]) -> list[str]:
+    """What a reader must know about data that are not the official files, or not proved to hold the same."""
+    origin = benchmark.get("origin")
+    lines = [f"  data: {origin['name']}" + (f": {origin['differs']}" if origin["differs"] else "")] if origin else []
+    if not benchmark["fingerprint_checked"]:
+        lines.append("  the data were counted, but no official fingerprint confirms them")
+    return lines
 
 
 def _likelihood_summary(block: dict[str, Any], primary: str) -> str:

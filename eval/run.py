@@ -1,6 +1,6 @@
 """Generate answers to benchmarks and score them.
 
-    python -m eval.run --list
+    python -m eval.run --list [--data-root DIR]
     python -m eval.run --model outputs/quickstart/stage2 --benchmarks easy_vqa --output outputs/quickstart/eval
 
 Writes OUTPUT/BENCHMARK/{predictions.jsonl, samples.jsonl, results.json}. Interrupted, even by kill -9, the same command
@@ -23,13 +23,15 @@ from defocus_mllm.console import run_script
 from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
-from eval.registry import Benchmark, benchmark_names, get_benchmark
+from eval.listing import list_benchmarks
+from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
 from eval.workers import Workers
 
 _FAILURES_SHOWN = 5
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _argument_parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
-        print("\n".join(describe_benchmark(get_benchmark(name)) for name in benchmark_names()))
+        print(list_benchmarks(arguments.data_root))
         return
     missing = [f"--{name}" for name in ("model", "benchmarks", "output") if getattr(arguments, name) is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     benchmarks = [get_benchmark(name) for name in arguments.benchmarks.split(",")]
-    make_generator = functools.partial(generator_of_process, arguments.model, arguments.device, arguments.processes)
+    make_generator = functools.partial(
+        generator_of_process, arguments.model, arguments.device, arguments.dtype, arguments.processes
+    )
     generator = make_generator(0)
     scope = {
         name: getattr(arguments, name) for name in ("data_root", "limit", "batch_size", "batch_tokens", "likelihood")
@@ -66,13 +70,15 @@ class SamplesFailedError(ValueError):
     """Some samples could not be answered; results of the others are on disk, without a headline number."""
 
 
-def generator_of_process(model: Path, device: str | None, processes: int, number: int) -> TransformersGenerator:
+def generator_of_process(
+    model: str, device: str | None, dtype: str, processes: int, number: int
+) -> TransformersGenerator:
     """The model of process `number` of `processes`: GPUs are dealt out in turn, CPU threads are shared out."""
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{number % torch.cuda.device_count()}"
     elif processes > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    return TransformersGenerator(model, device)
+    return TransformersGenerator(model, device, dtype)
 
 
 def evaluate(
@@ -100,9 +106,10 @@ def evaluate(
     samples = data.samples[:limit]
     policy = BatchPolicy(batch_size, batch_tokens)
     keep_complete(folder, partial=len(samples) < len(data.samples))
+    data.provide_images(image for sample in samples for image in sample.images)
     answers = generate_answers(
         benchmark,
-        data.root,
+        data.image_root,
         samples,
         generator,
         folder / "predictions.jsonl",
@@ -180,15 +187,6 @@ def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) 
     }
 
 
-def describe_benchmark(benchmark: Benchmark) -> str:
-    """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
-    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
-    return (
-        f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
-        f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
-    )
-
-
 def _positive_integer(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -200,8 +198,8 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--list", action="store_true", help="list the benchmarks and the data each needs, then stop")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="saved model and processor")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks, their data and whether they are here")
+    parser.add_argument("--model", metavar="DIR", help="saved model and processor, or USER/NAME[@REVISION] on the Hub")
     parser.add_argument("--benchmarks", metavar="A,B", help="names, separated by commas")
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go to DIR/BENCHMARK")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="data in DIR/BENCHMARK instead of the default")
@@ -214,6 +212,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=_positive_integer, default=1, metavar="N", help="each with its own model")
     parser.add_argument("--likelihood", action="store_true", help="also the log-likelihood of each given option")
+    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights (default: as saved)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     return parser
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import read_json
+from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.exact_match import exact_match, lenient_exact_match
 from eval.registry import Baseline, Benchmark
@@ -101,6 +102,7 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(mean_of("accuracy", "score", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("answer_type",),
+    layouts=(Layout(("test/questions.json",), ("test/images/*.png",)),),
     options=lambda _: tuple(ANSWER_TYPE),
     baselines=(
         Baseline(

@@ -14,6 +14,8 @@ from typing import Any
 
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
 from eval.files import read_json_lines
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Style
 from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, mme_sums, parse_mme, parse_yes_no_lenient
 from eval.registry import Benchmark
@@ -25,19 +27,22 @@ _RELEASE = "MME_Benchmark_release_version"
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read ground_truth.jsonl (category, image_stem, question, answer) or the folders of the official release.
+    """Read the folders of the official release, or ground_truth.jsonl (category, image_stem, question, answer).
 
     Raises:
         FileNotFoundError: neither is there.
         ValueError: a malformed record; the message names file and record.
     """
     try:
-        root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
-    except FileNotFoundError:
         root = find_folder("mme", data_root, [_RELEASE], BENCHMARK.data_needed) / _RELEASE
-        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
-    else:
+    except FileNotFoundError as no_release:
+        try:
+            root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
+        except FileNotFoundError:
+            raise no_release from None
         samples = [_from_row(root, number, row) for number, row in _numbered(root / "ground_truth.jsonl")]
+    else:
+        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
     return BenchmarkData(root, tuple(samples), compared=("id", "target"))
 
 
@@ -79,6 +84,14 @@ def _sample(category: str, stem: str, image: str, question: str, answer: str, wh
     bare = _bare(question)
     cluster = f"{category}/{stem}"
     return Sample(f"{cluster}: {bare}", (image,), bare, answer.lower(), cluster, {"category": category})
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    category, image, question, answer = (
+        str(field(row, (name,), where)) for name in ("category", "question_id", "question", "answer")
+    )
+    stem = Path(image).stem
+    return _sample(category, stem, f"{category}/{stem}.jpg", question, answer.strip(), where)
 
 
 def _bare(question: str) -> str:
@@ -146,4 +159,16 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    layouts=(
+        Layout((_RELEASE,)),
+        Layout(("ground_truth.jsonl",), tuple(f"{category}/*.jpg" for category in (*PERCEPTION, *COGNITION))),
+    ),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/MME", "lmms-lab-encoder/MME"),
+            splits=((None, "test"),),
+            sample=_from_hub,
+            compared=("id", "target"),
+        ),
+    ),
 )

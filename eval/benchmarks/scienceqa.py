@@ -15,10 +15,14 @@ import numpy as np
 
 from eval.benchmarks.official import by_question_id, field, find_folder, letter_prompt
 from eval.files import read_json
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_science_qa
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
+
+_FILES = ("problems.json", "pid_splits.json")
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -28,20 +32,21 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed problem; the message names file and problem.
     """
-    root = find_folder("scienceqa", data_root, ["problems.json", "pid_splits.json"], BENCHMARK.data_needed)
+    root = find_folder("scienceqa", data_root, _FILES, BENCHMARK.data_needed)
     problems, splits = read_json(root / "problems.json"), read_json(root / "pid_splits.json")
     test = splits.get("test") if isinstance(splits, dict) else None
     if not isinstance(test, list) or not isinstance(problems, dict):
         raise ValueError(f"{root}: pid_splits.json must hold a list 'test', problems.json an object")
-    samples = tuple(_read(problems, str(number), root / "problems.json") for number in test)
-    return BenchmarkData(root, samples, compared=("id", "target", "choices"))
+    samples = []
+    for number in map(str, test):
+        where = f"{root / 'problems.json'}, problem {number}"
+        if number not in problems:
+            raise ValueError(f"{where}: missing")
+        samples.append(_read(problems[number], number, where))
+    return BenchmarkData(root, tuple(samples), compared=("id", "target", "choices"))
 
 
-def _read(problems: dict[str, Any], number: str, path: Path) -> Sample:
-    where = f"{path}, problem {number}"
-    if number not in problems:
-        raise ValueError(f"{where}: missing")
-    problem = problems[number]
+def _read(problem: dict[str, Any], number: str, where: str) -> Sample:
     choices, answer = field(problem, ("choices",), where), field(problem, ("answer",), where)
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise ValueError(f"{where}: 'answer' must be the position of a choice, found {answer!r}")
@@ -56,6 +61,10 @@ def _read(problems: dict[str, Any], number: str, path: Path) -> Sample:
         categories={"image": "with image" if image else "without image"},
         choices=tuple(choices),
     )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return _read(row | {"image": "image.png" if row.get("image") else None}, f"row-{number}", where)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
@@ -99,4 +108,18 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     import_predictions=by_question_id,
+    layouts=(Layout(_FILES, ("images/test/*/*",)),),
+    hub=tuple(
+        HubSource(
+            repositories=repositories,
+            splits=((configuration, "test"),),
+            sample=_from_hub,
+            differs="it does not give the problems' numbers: identifiers are row-NUMBER, not the official ones",
+            compared=("id", "target", "choices"),
+        )
+        for repositories, configuration in (
+            (("lmms-lab/ScienceQA", "lmms-lab-encoder/ScienceQA"), "ScienceQA-FULL"),
+            (("derek-thomas/ScienceQA",), None),
+        )
+    ),
 )

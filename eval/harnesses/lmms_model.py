@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ class DefocusMllm(lmms):
     """Greedy answers of a checkpoint, in batches sorted by length; one copy of the model in every process.
 
     Args:
-        pretrained: folder written by `save_pretrained` of model and processor.
+        pretrained: folder written by `save_pretrained` of model and processor, or USER/NAME[@REVISION] on the Hub.
         device: "cpu", "cuda", ...; None deals the GPUs out to the processes, or takes the CPU.
+        dtype: number format of the weights, such as bfloat16; "auto" keeps the saved one.
         batch_size: most samples in a batch (lmms-eval's own default is 1), or "auto".
         max_batch_size: most samples where `batch_size` is "auto".
         batch_tokens: most tokens in a batch, images, padding and answers included.
@@ -48,6 +48,7 @@ class DefocusMllm(lmms):
         self,
         pretrained: str,
         device: str | None = None,
+        dtype: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         batch_tokens: int = DEFAULT_TOKENS,
@@ -67,7 +68,7 @@ class DefocusMllm(lmms):
         self._policy = BatchPolicy(_samples(batch_size, max_batch_size), batch_tokens)
         self._ignored = [name for name in str(ignore).split("+") if name]
         local, number = int(os.environ.get("LOCAL_WORLD_SIZE", self._world_size)), int(os.environ.get("LOCAL_RANK", 0))
-        self.generator = generator_of_process(Path(pretrained), device, local, number)
+        self.generator = generator_of_process(str(pretrained), device, dtype, local, number)
         if self._ignored:
             logger.warning(f"generation settings not heeded, as asked for: {', '.join(self._ignored)}")
 

@@ -89,8 +89,8 @@ def test_batch_size_is_a_number_or_auto(model_class: Any, model_dir: Path) -> No
 
 
 def test_wrong_arguments_are_named(model_class: Any, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"^--model_args: unknown dtype, max_pixels$"):
-        model_class(str(model_dir), device="cpu", max_pixels=4, dtype="float16")
+    with pytest.raises(ValueError, match=r"^--model_args: unknown max_pixels, prompt$"):
+        model_class(str(model_dir), device="cpu", prompt="", max_pixels=4)
     with pytest.raises(FileNotFoundError, match="nowhere holds no saved model"):
         model_class("nowhere", device="cpu")
     with pytest.raises(ValueError, match=r"^--model_args world_size=2: the launcher started 1; .*torchrun"):
@@ -103,9 +103,9 @@ def test_a_process_knows_its_place(model_class: Any, model_dir: Path, monkeypatc
     made: list[tuple] = []
     module = sys.modules[model_class.__module__]
     monkeypatch.setattr(module, "generator_of_process", lambda *arguments: made.append(arguments))
-    model = model_class(str(model_dir), world_size=4)
+    model = model_class(str(model_dir), dtype="bfloat16", world_size=4)
     assert (model.rank, model.world_size) == (3, 4)
-    assert made == [(model_dir, None, 2, 1)]
+    assert made == [(str(model_dir), None, "bfloat16", 2, 1)]
 
 
 def test_ignored_settings_are_reported(model_class: Any, logger: fake_lmms_eval.Logger, model_dir: Path) -> None:

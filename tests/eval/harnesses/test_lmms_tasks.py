@@ -77,7 +77,7 @@ def test_a_sample_with_many_fields_comes_back_whole(tmp_path: Path, monkeypatch:
 
 def test_what_cannot_be_a_task_is_refused(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     data = benchmark.load(data_root)
-    with pytest.raises(ValueError, match=r"^vqav2_test_dev: only its test server scores it"):
+    with pytest.raises(ValueError, match=r"^vqav2_test_dev: not scored here: test server required; "):
         write_task(get_benchmark("vqav2_test_dev"), data, tmp_path)
     (data.root / data.samples[0].images[0]).unlink()
     with pytest.raises(FileNotFoundError, match="1 images are missing"):

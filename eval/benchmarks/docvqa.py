@@ -1,0 +1,110 @@
+"""DocVQA: questions about scanned pages of industry documents. `docvqa` is val; `docvqa_test` the test server's.
+
+Official scorer: see documents.py; ANLS is the headline. Data: https://rrc.cvc.uab.es/?ch=17, task 1 (single page); the
+files `..._withQT.json` also have each question's types, of which it may have several. Pages of one document belong
+together: they are one cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.documents import COMPARED, MAX_NEW_TOKENS, METRICS, judge, load_rrc, rrc_sample, write_submission
+from eval.benchmarks.official import by_question_id, field, short_prompt
+from eval.benchmarks.soft_accuracy import unscored_judge
+from eval.hub import HubSource
+from eval.layouts import Layout
+from eval.registry import Benchmark, Submission
+from eval.samples import BenchmarkData, Sample
+
+_IMAGES = "spdocvqa_images"
+_VAL = {
+    "spdocvqa_qas/val_v1.0_withQT.json": _IMAGES,
+    "val_v1.0_withQT.json": _IMAGES,
+    "val/val_v1.0.json": "val/documents",
+}
+_TYPES = {"question_type": "question_types"}
+_TEST = {"spdocvqa_qas/test_v1.0.json": _IMAGES, "test_v1.0.json": _IMAGES, "test/test_v1.0.json": "test/documents"}
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read the questions of val; errors as `load_rrc`."""
+    return _load(data_root, _VAL, BENCHMARK.data_needed, scored=True)
+
+
+def load_test(data_root: Path | None = None) -> BenchmarkData:
+    """Read the questions of test, which have no public answers; errors as `load_rrc`."""
+    return _load(data_root, _TEST, BENCHMARK_TEST.data_needed, scored=False)
+
+
+def _from_hub(row: dict[str, Any], where: str, scored: bool) -> Sample:
+    document = str(field(row, ("ucsf_document_id",), where))
+    image = f"{_IMAGES}/{document}_{field(row, ('ucsf_document_page_no',), where)}.png"
+    official = row | {"questionId": int(field(row, ("questionId",), where))}
+    return rrc_sample(official, where, image, document, _TYPES if scored else {}, scored)
+
+
+def _hub(split: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
+        splits=(("DocVQA", split),),
+        sample=lambda row, number, where: _from_hub(row, where, scored=split == "validation"),
+        compared=COMPARED,
+    )
+    return (source,)
+
+
+def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, scored: bool) -> BenchmarkData:
+    return load_rrc(
+        "docvqa",
+        data_root,
+        layouts,
+        data_needed,
+        image="image",
+        document=("ucsf_document_id",),
+        types=_TYPES if scored else {},
+        scored=scored,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="docvqa",
+    split="val",
+    version="1.0",
+    reference="https://rrc.cvc.uab.es/?ch=17",
+    data_needed="--data-root DIR with DIR/docvqa/{spdocvqa_qas/val_v1.0_withQT.json,spdocvqa_images/*.png}, or as "
+    "first published DIR/docvqa/val/{val_v1.0.json,documents/*.png}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
+    load=load,
+    n_expected=5349,
+    fingerprint=None,
+    prompt_id="llava15_short",
+    prompt=short_prompt,
+    max_new_tokens=MAX_NEW_TOKENS,
+    parser="official (RRC evaluator)",
+    judge=judge,
+    metrics=METRICS,
+    cluster="document",
+    breakdowns=("question_type",),
+    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _VAL.items()),
+    hub=_hub("validation"),
+    import_predictions=by_question_id,
+)
+
+BENCHMARK_TEST = dataclasses.replace(
+    BENCHMARK,
+    name="docvqa_test",
+    split="test",
+    data_needed="--data-root DIR with DIR/docvqa/{spdocvqa_qas/test_v1.0.json,spdocvqa_images/*.png}, or as first "
+    "published DIR/docvqa/test/{test_v1.0.json,documents/*.png}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
+    load=load_test,
+    n_expected=5188,
+    judge=unscored_judge,
+    metrics=(),
+    breakdowns=(),
+    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _TEST.items()),
+    shares_folder="docvqa",
+    hub=_hub("test"),
+    submission=Submission("docvqa_test_submission.json", write_submission),
+)
