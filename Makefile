@@ -32,7 +32,7 @@ test: $(INSTALLED)  ## run the whole test suite (CPU, offline)
 upstream-tests: $(INSTALLED)  ## run the common tests of Transformers on our classes (downloads its source once, 11 MB)
 	$(BIN)/python tests/upstream/run.py
 
-harness-tests: $(INSTALLED)  ## run lmms-eval on a tiny model, against eval.run (installs it once, into a cache, 40 MB)
+harness-tests: $(INSTALLED)  ## run lmms-eval on a tiny model, against eval.run (installs it once, 120 MB in a cache)
 	$(BIN)/python tests/eval/harnesses/run.py
 
 lint: $(INSTALLED)  ## check style, formatting and types
