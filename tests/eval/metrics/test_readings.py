@@ -71,11 +71,21 @@ def test_circular_accuracy_needs_every_rotation() -> None:
         ("b", None, None, None, "B"),
         ("B. a dog", "B", None, "B", "B"),
         ("The answer is B.", "B", None, "B", "B"),
-        ("The answer is B. The answer is A.", None, None, None, None),
+        ("The answer is B. The answer is A.", None, None, "B", None),
+        ("F. The answer is A.", "A", None, "A", "A"),
+        ("F. I do not know", None, None, None, None),
+        ("A.\nB", None, None, None, "A"),
+        ("the answer is bluish, or so", None, None, "B", None),
+        ("B is what I would say here", None, None, None, "B"),
+        ("I would say here B", None, None, "B", "B"),
+        ("Cannot determine the answer: B", None, None, None, "B"),
+        ("Z or a dog", None, None, None, "B"),
+        ("Failed to obtain answer via API", None, None, None, None),
         ("Blue", None, None, None, None),
         (" B", None, None, "B", "B"),
         ("a dog", None, None, "B", "B"),
-        ("A big dog runs", None, None, None, None),
+        ("A big dog runs", None, None, "A", None),
+        ("a dog, if I am to judge from its tail", None, None, None, "B"),
         ("cat or dog", None, None, "A", "A"),
         ("", None, None, None, None),
     ],
@@ -86,3 +96,9 @@ def test_letters(text: str, science: str | None, exact: str | None, mmbench: str
     assert parse_exact_letter(text) == exact
     assert parse_mmbench(text, choices) == mmbench
     assert parse_letter_lenient(text, choices) == lenient
+
+
+def test_mmbench_knows_no_option_without_text() -> None:
+    assert parse_mmbench("C", ("cat", "dog", "", "")) is None
+    assert parse_mmbench("C or B", ("cat", "dog", "", "")) == "B"
+    assert parse_mmbench("hm", ("cat", "dog", "", "")) is None, '"" is in every text'

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.metrics.vqa import MODES, normalize_m4c, normalize_vqa, vqa_soft_accuracy
+from eval.metrics.vqa import MODES, normalize_m4c, normalize_vizwiz, normalize_vqa, vqa_soft_accuracy
 
 CASES = Path(__file__).parents[4] / "shared" / "goldens" / "vqa_soft_cases.json"
 
@@ -46,6 +46,27 @@ def test_vizwiz_normalises_the_prediction_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("dont", "don’t"),
+        ("cant", "can't"),
+        ("weve", "we've"),
+        ("don't", "don't"),
+        ("couldn'tve", "couldn’t’ve"),
+        ("couldn’tve", "couldn’tve"),
+        ("couldnt’ve", "couldn’t’ve"),
+        ("hadn'tve", "hadn’t’ve"),
+        ("mightn'tve", "mightn'tve"),
+        ("somebody'd somebody’d", "somebody'd somebodyd"),
+        ("The dog's", "dog's"),
+    ],
+)
+def test_vizwiz_writes_typographic_apostrophes(text: str, normalized: str) -> None:
+    assert normalize_vizwiz(text) == normalized
+    assert vqa_soft_accuracy(text, [normalized] * 10, "vizwiz") == 1
+
+
+@pytest.mark.parametrize(
     ("text", "official", "m4c"),
     [
         ("dog's", "dog's", "dog 's"),
@@ -63,6 +84,10 @@ def test_vizwiz_normalises_the_prediction_only() -> None:
         ("couldn'tve", "couldn't've", "couldn't've"),
         ("somebody'd", "somebodyd", "somebodyd"),
         ("Ive", "ive", "ive"),
+        ("DONT", "don't", "don't"),
+        ("ow's'at", "'ow's'at", "ow 's'at"),
+        ("1,,000", "1 000", "1000"),
+        ("a?b", "b", "ab"),
         ("x-b", "x b", "x b"),
         ("a -b", "b", "b"),
         ("x-y -z", "xy z", "xy z"),
