@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
 from defocus_mllm.loading import load_strictly
+from eval.checkpoints import find_checkpoint
 from eval.environment import code_digest
 from eval.files import sha256_of_files
 from eval.image_features import ImageFeatures
@@ -72,18 +73,20 @@ class TransformersGenerator:
     """Greedy generation with any image-text-to-text checkpoint on disk.
 
     Args:
-        model_dir: folder written by `save_pretrained` of model and processor.
+        model: folder written by `save_pretrained` of model and processor, or a repository (see checkpoints.py).
         device: "cpu", "cuda", ...; None takes the GPU if there is one.
+        dtype: number format of the weights, such as "bfloat16"; "auto" keeps the saved one.
 
     Raises:
-        FileNotFoundError: `model_dir` is no checkpoint.
+        FileNotFoundError: `model` is no checkpoint.
         ValueError: there is no such device, or it cannot be used here; weights are missing or damaged.
     """
 
-    def __init__(self, model_dir: Path, device: str | None = None) -> None:
-        self.model_dir = model_dir
+    def __init__(self, model: str | Path, device: str | None = None, dtype: str = "auto") -> None:
+        self._checkpoint = find_checkpoint(model)
+        self.model_dir = model_dir = self._checkpoint.folder
         self.device = usable_device(device)
-        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype="auto").eval()
+        self.model = load_strictly(AutoModelForImageTextToText, model_dir, "--model", dtype=dtype).eval()
         self.model.to(device=self.device)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         ends = self.model.generation_config.eos_token_id
@@ -110,8 +113,9 @@ class TransformersGenerator:
     def describe(self) -> dict[str, Any]:
         """The `model` block of results.json; `params` counts shared weights once."""
         return {
-            "name": self.model_dir.name,
+            "name": self._checkpoint.name,
             "path": str(self.model_dir),
+            "revision": self._checkpoint.revision,
             "fingerprint": self.fingerprint,
             "weights_sha": self._weights_sha,
             "params": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -146,7 +150,7 @@ class TransformersGenerator:
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Prediction]:
         """Answer a batch greedily, in its order. Prompts are padded on the left, so every answer starts at once."""
         started = time.perf_counter()
-        inputs = self._encode(requests)
+        inputs = self._encode(requests) if self._image_features is None else self._encode_once(requests)
         asks_options = any(request.options for request in requests)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -157,7 +161,7 @@ class TransformersGenerator:
             return_dict_in_generate=True,
             output_logits=asks_options,
         )
-        output = self.model.generate(**self._with_shared_images(requests, inputs), generation_config=config)
+        output = self.model.generate(**inputs, generation_config=config)
         answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         likelihoods: list[dict[str, float] | None] = [None] * len(requests)
@@ -192,13 +196,28 @@ class TransformersGenerator:
             for request, score in zip(requests, scores, strict=True)
         ]
 
-    def _with_shared_images(self, requests: Sequence[Request], inputs: Any) -> dict[str, Any]:
-        """The inputs, with features of images in place of their pixels where the model takes them."""
-        if self._image_features is None or "pixel_values" not in inputs:
-            return dict(inputs)
+    def _encode_once(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """As `_encode` for a De-focus model, with the features of images in place of their pixels.
+
+        An image is read, resized and encoded for the first question about it alone.
+        """
+        assert self._image_features is not None
+        chats = [
+            self.processor.encode_chat(_conversation(request, [{"type": "image"}] * len(request.images)), True).ids
+            for request in requests
+        ]
+        ids = [self.processor.expand_images(chat, chat) for chat in chats]
+        padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        inputs = dict(padded.to(self.device))
         images = [path for request in requests for path in request.images]
-        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        return others | {"mm_encoder_outputs": self._image_features.of(images, inputs["pixel_values"])}
+        if images:
+            inputs["mm_encoder_outputs"] = self._image_features.of(images, self._pixels)
+        return inputs
+
+    def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
+        images = [self._images.load(path) for path in paths]
+        pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.device, dtype=self.model.dtype)
 
     def forget_images(self) -> None:
         """Drop what is kept of images between batches."""
@@ -207,15 +226,7 @@ class TransformersGenerator:
 
     def _encode(self, requests: Sequence[Request]) -> Any:
         conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": self._images.load(path)} for path in request.images),
-                        {"type": "text", "text": request.prompt},
-                    ],
-                }
-            ]
+            _conversation(request, [{"type": "image", "image": self._images.load(path)} for path in request.images])
             for request in requests
         ]
         inputs = self.processor.apply_chat_template(
@@ -242,6 +253,10 @@ class TransformersGenerator:
             n_out=len(tokens) + finished,
             secs=round(seconds, 6),
         )
+
+
+def _conversation(request: Request, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*images, {"type": "text", "text": request.prompt}]}]
 
 
 def usable_device(name: str | None) -> torch.device:

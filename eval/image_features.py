@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ class ImageFeatures:
         self._bytes_held = 0
         self._features: OrderedDict[Path, torch.Tensor] = OrderedDict()
 
-    def of(self, paths: Sequence[Path], pixel_values: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
-        """The model's argument `mm_encoder_outputs` for these images, whose `pixel_values` (images, ...) are given."""
+    def of(
+        self, paths: Sequence[Path], read: Callable[[Sequence[Path]], torch.Tensor]
+    ) -> dict[str, BaseModelOutputWithPooling]:
+        """The model's argument `mm_encoder_outputs` for these images; `read` gives the pixels of those not kept."""
         found = {path: self._features[path] for path in paths if path in self._features}
-        row = {path: index for index, path in enumerate(paths) if path not in found}
-        if row:
-            encoded = self._model.get_image_features(pixel_values[list(row.values())], return_dict=True)
-            found |= dict(zip(row, encoded.pooler_output, strict=True))
+        new = [path for path in dict.fromkeys(paths) if path not in found]
+        if new:
+            encoded = self._model.get_image_features(read(new), return_dict=True)
+            found |= dict(zip(new, encoded.pooler_output, strict=True))
         self._keep(found)
         output = BaseModelOutputWithPooling()
         output["pooler_output"] = [found[path] for path in paths]  # a list, as the model's own

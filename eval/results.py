@@ -19,6 +19,7 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
 SCHEMA_VERSION = 1
+_WHERE = ("name", "path", "revision", "predictions")
 
 
 def score_samples(
@@ -124,7 +125,7 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
 def _run_id(blocks: dict[str, Any]) -> str:
     """Digest of what was measured and how; the same on another machine, where the same things lie in other folders."""
     benchmark = {name: value for name, value in blocks["benchmark"].items() if name != "data_root"}
-    model = {name: value for name, value in blocks["model"].items() if name not in ("name", "path", "predictions")}
+    model = {name: value for name, value in blocks["model"].items() if name not in _WHERE}
     return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
 
 

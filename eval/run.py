@@ -30,6 +30,7 @@ from eval.samples import BenchmarkData
 from eval.workers import Workers
 
 _FAILURES_SHOWN = 5
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     benchmarks = [get_benchmark(name) for name in arguments.benchmarks.split(",")]
-    make_generator = functools.partial(generator_of_process, arguments.model, arguments.device, arguments.processes)
+    make_generator = functools.partial(
+        generator_of_process, arguments.model, arguments.device, arguments.dtype, arguments.processes
+    )
     generator = make_generator(0)
     scope = {
         name: getattr(arguments, name) for name in ("data_root", "limit", "batch_size", "batch_tokens", "likelihood")
@@ -66,13 +69,15 @@ class SamplesFailedError(ValueError):
     """Some samples could not be answered; results of the others are on disk, without a headline number."""
 
 
-def generator_of_process(model: Path, device: str | None, processes: int, number: int) -> TransformersGenerator:
+def generator_of_process(
+    model: str, device: str | None, dtype: str, processes: int, number: int
+) -> TransformersGenerator:
     """The model of process `number` of `processes`: GPUs are dealt out in turn, CPU threads are shared out."""
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{number % torch.cuda.device_count()}"
     elif processes > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    return TransformersGenerator(model, device)
+    return TransformersGenerator(model, device, dtype)
 
 
 def evaluate(
@@ -201,7 +206,7 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and the data each needs, then stop")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="saved model and processor")
+    parser.add_argument("--model", metavar="DIR", help="saved model and processor, or USER/NAME[@REVISION] on the Hub")
     parser.add_argument("--benchmarks", metavar="A,B", help="names, separated by commas")
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go to DIR/BENCHMARK")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="data in DIR/BENCHMARK instead of the default")
@@ -214,6 +219,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=_positive_integer, default=1, metavar="N", help="each with its own model")
     parser.add_argument("--likelihood", action="store_true", help="also the log-likelihood of each given option")
+    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights (default: as saved)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     return parser
 

@@ -71,7 +71,8 @@ def generate_answers(
     requests = [_request(benchmark, root, sample, likelihood) for sample in samples]
     images = sorted({image for request in requests for image in request.images})
     check_images_exist(images)
-    digests = {image: sha256_of_files([image]) for image in images}
+    reading = tqdm(images, desc=f"{benchmark.name}: digests of images", unit="image", delay=2, leave=False)
+    digests = {image: sha256_of_files([image]) for image in reading}
     maker = [generator.fingerprint, generator.settings(benchmark.max_new_tokens), generator.environment]
     keys = {request.id: _key(request, digests, maker) for request in requests}
     done = Outcome()

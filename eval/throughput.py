@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="saved model and processor")
+    parser.add_argument("--model", required=True, metavar="DIR", help="saved model and processor")
     parser.add_argument("--questions", type=int, default=256, metavar="N", help="answered by eval.run in a round")
     parser.add_argument("--singles", type=int, default=64, metavar="N", help="of them answered one at a time")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")

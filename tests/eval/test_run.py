@@ -66,6 +66,18 @@ def test_an_image_is_encoded_once_and_answers_stay(
     assert [p.text for batch in first for p in batch] == [p.text for p in plain]
 
 
+def test_a_defocus_model_is_given_the_tokens_that_its_processor_makes(model_dir: Path, requests: list[Request]) -> None:
+    generator = TransformersGenerator(model_dir, "cpu")
+    asked = [*requests[:9], Request("text", "what? <image> </s>", ()), Request("two", "both?", requests[0].images * 2)]
+    by_processor, shared = generator._encode(asked), generator._encode_once(asked)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(by_processor[name], shared[name])
+    features = generator.model.get_image_features(by_processor["pixel_values"], return_dict=True).pooler_output
+    assert len(features) == len(shared["mm_encoder_outputs"]["image"].pooler_output) == 11
+    for mine, theirs in zip(shared["mm_encoder_outputs"]["image"].pooler_output, features, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_features_of_images_stay_within_their_budget(model_dir: Path, requests: list[Request]) -> None:
     generator = TransformersGenerator(model_dir, "cpu")
     generator._image_features = ImageFeatures(generator.model, byte_budget=1)
@@ -98,6 +110,7 @@ def test_right_padding_is_refused(model_dir: Path, requests: list[Request], monk
     def pad_right(conversations: list, **kwargs: object) -> object:
         return render(conversations, **kwargs | {"processor_kwargs": {"padding": True, "padding_side": "right"}})
 
+    monkeypatch.setattr(generator, "_image_features", None)  # the way of all other models
     monkeypatch.setattr(generator.processor, "apply_chat_template", pad_right)
     with pytest.raises(ValueError, match="left padding"):
         generator.generate(requests, 8)
