@@ -21,8 +21,12 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number."""
-    return sums[..., 0] / sums[..., 1]
+    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number.
+
+    Not a number where that is 0.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,11 @@ class Metric:
     summands: Callable[[Sequence[Row]], np.ndarray]
     """rows -> (rows, k), one row of summands for each sample, in order."""
     statistic: Statistic = mean
-    """(..., k) sums -> (...) values. At 0 and 1 the interval is Wilson's."""
+    """(..., k) sums -> (...) values; not a number where nothing is to be measured (no question of that kind)."""
     primary: bool = False
     style: Style = PERCENT
+    largest: float | None = 1.0
+    """The largest possible value, where the smallest is 0: at both the interval is Wilson's. None: there is none."""
 
     def value(self, rows: Sequence[Row]) -> float:
         """The metric of these rows."""

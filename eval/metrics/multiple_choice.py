@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.metrics.rows import check_rows
+
 LETTERS = "ABCDEFGHIJ"
 _SCIENCE_QA = tuple("ABCDE")
 _API_FAILED = "Failed to obtain answer via API"
@@ -130,6 +132,13 @@ def circular_sums(rows: Sequence[Mapping[str, Any]], group: str = "group", key: 
 
 
 def circular_accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
-    """MMBench's CircularEval: the share of questions right in every rotation; rows are {"group", "correct"}."""
+    """MMBench's CircularEval, 0 to 1: the share of questions that are right in every rotation of their options.
+
+    Rows are {"group": the question, the same for all its rotations, "correct": 0, 1 or a bool}, one for each rotation.
+
+    Raises:
+        ValueError: no rows, or a missing key.
+    """
+    check_rows(rows, ("group", "correct"))
     right, groups = circular_sums(rows).sum(axis=0)
     return float(right / groups)

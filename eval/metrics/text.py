@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.multiple_choice import circular_sums
+from eval.metrics.rows import check_answers, check_rows
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -29,18 +30,18 @@ def edit_distance(first: str, second: str) -> int:
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Average normalised Levenshtein similarity of one question: 1 - the smallest distance / length, 0 to 1.
 
-    Both sides are lower-cased and their white space collapsed, but the length is that of the longer RAW text. A
-    similarity below `threshold` is 0; the threshold itself is kept. Two empty texts are equal.
+    Both sides are lower-cased and their white space collapsed, but the length is that of the longer RAW text in upper
+    case, in which "ß" or the ligature "ﬁ" are two letters. A similarity below `threshold` is 0; the threshold itself is
+    kept. Two empty texts are equal.
 
     Raises:
-        ValueError: there are no answers.
+        ValueError: there are no answers, or a string in their place.
     """
-    if not answers:
-        raise ValueError("answers: expected at least one")
+    check_answers(answers)
     given = " ".join(prediction.lower().split())
     similarities = []
     for answer in answers:
-        length = max(len(answer), len(prediction))
+        length = max(len(answer.upper()), len(prediction.upper()))
         distance = edit_distance(" ".join(answer.lower().split()), given)
         similarities.append(1.0 - (distance / length if length else 0.0))
     best = max(similarities)
@@ -99,6 +100,7 @@ def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Rows are {"identifier": "n-m", "label", "prediction"}, one per image (six permutations of each example); the
     sentence is n, whatever m. Labels and predictions are "true" or "false" in any letter case; another answer is wrong.
     """
+    check_rows(rows, ("identifier", "label", "prediction"))
     right, number, whole, groups = nlvr_sums(rows).sum(axis=0)
     return {"precision": float(right / number), "consistency": float(whole / groups)}
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from eval.metrics.rows import check_answers, check_mode
+
 Mode = Literal["official", "normalized", "m4c", "vizwiz"]
 MODES = ("official", "normalized", "m4c", "vizwiz")
 
@@ -68,12 +70,13 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "off
             typographic ("dont" -> "don’t"), so that they seldom match what people typed.
 
     Raises:
-        ValueError: unknown mode, no answers, or (m4c) not ten answers, which its script asserts.
+        ValueError: unknown mode, no answers or a string in their place, or (m4c) not ten answers, which its script
+            asserts.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
-    if not answers or (mode == "m4c" and len(answers) != 10):
-        raise ValueError(f"answers: expected {'10' if mode == 'm4c' else 'at least one'}, found {len(answers)}")
+    check_mode(mode, MODES)
+    check_answers(answers)
+    if mode == "m4c" and len(answers) != 10:
+        raise ValueError(f"answers: expected 10, found {len(answers)}")
     if mode == "m4c":
         prediction, given = normalize_m4c(prediction), [normalize_m4c(answer) for answer in answers]
     elif mode == "vizwiz":

@@ -32,6 +32,8 @@ from eval.metrics.text import (
         ("", [""], 1),
         ("", ["x"], 0),
         ("dog", ["cat", "dogs"], 0.75),
+        ("ABCDEFGX", ["abcdefgß"], 8 / 9),  # "ß" is two letters in upper case
+        ("oﬃce", ["office"], 0.5),  # distance 3 of 6
     ],
 )
 def test_anls(prediction: str, answers: list[str], score: float) -> None:
@@ -41,8 +43,9 @@ def test_anls(prediction: str, answers: list[str], score: float) -> None:
 def test_anls_threshold_itself_is_kept() -> None:
     assert anls("ab", ["ax"], threshold=0.5) == 0.5
     assert anls("ab", ["ax"], threshold=0.51) == 0
-    with pytest.raises(ValueError, match="answers"):
-        anls("a", [])
+    for answers in ([], "a", [1]):
+        with pytest.raises(ValueError, match="answers"):
+            anls("a", answers)
 
 
 @given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from eval.metrics.vqa import MODES, normalize_m4c, normalize_vizwiz, normalize_vqa, vqa_soft_accuracy
@@ -101,7 +101,9 @@ def test_normalisation(text: str, official: str, m4c: str) -> None:
     assert normalize_m4c(text) == m4c
 
 
-@pytest.mark.parametrize(("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best")])
+@pytest.mark.parametrize(
+    ("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best"), ("a", "official"), ([1], "vizwiz")]
+)
 def test_misuse_is_refused(answers: list[str], mode: str) -> None:
     with pytest.raises(ValueError, match=r"answers: expected|mode must be"):
         vqa_soft_accuracy("a", answers, mode)
@@ -112,3 +114,13 @@ def test_order_of_answers_does_not_count(prediction: str, answers: list[str], mo
     score = vqa_soft_accuracy(prediction, answers, mode)
     assert 0 <= score <= 1
     assert vqa_soft_accuracy(prediction, sorted(answers), mode) == pytest.approx(score)
+
+
+@given(st.text(), st.lists(st.text(), min_size=10, max_size=10), st.integers(0, 10))
+def test_modes_agree_on_what_is_normal_already(prediction: str, answers: list[str], copies: int) -> None:
+    given = [prediction] * copies + answers[copies:]
+    plain, *others = [normalize_vqa(text) for text in (prediction, *given)]
+    assume([plain, *others] == [normalize_vqa(text) for text in (plain, *others)])
+    score = vqa_soft_accuracy(plain, others, "normalized")
+    assert vqa_soft_accuracy(plain, tuple(others)) == score
+    assert score == pytest.approx((0, 0.3, 0.6, 0.9, 1)[min(4, others.count(plain))])
