@@ -75,8 +75,9 @@ def estimate(
     """
     if len(components) == 0:
         raise ValueError("no samples: a metric of nothing has no value")
-    sums = cluster_sums(np.asarray(components, dtype=float), clusters)
-    value = float(statistic(sums.sum(axis=0)))
+    components = np.asarray(components, dtype=float)
+    sums = cluster_sums(components, clusters)
+    value = float(statistic(components.sum(axis=0)))  # in the order of the samples, as official scripts add up
     found: dict[str, Any] = {"value": value, "ci95": None, "se": None, "method": "none", "cluster": cluster_name}
     if not math.isfinite(value):
         return found | {"value": None}

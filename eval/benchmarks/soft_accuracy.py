@@ -79,7 +79,9 @@ def load_vqa(root: Path, questions: str, annotations: str | None, image: str) ->
                 question=field(row, ("question",), where),
                 target=known.get("multiple_choice_answer") or most_frequent(answers),
                 cluster=str(picture),
-                categories={"answer_type": known["answer_type"]} if "answer_type" in known else {},
+                categories={name: str(known.get(name, "")) for name in ("answer_type", "question_type")}
+                if known
+                else {},
                 answers=answers,
             )
         )

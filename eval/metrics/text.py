@@ -7,6 +7,7 @@ https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and `metrics.py` of ht
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from eval.metrics.multiple_choice import circular_sums
 from eval.metrics.rows import check_answers, check_rows
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -77,14 +80,21 @@ def _number(text: str) -> float | None:
 
 
 def gqa_accuracy(prediction: str, answer: str) -> float:
-    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case)."""
+    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case).
+
+    White space counts: LLaVA takes it off when it generates, not here.
+    """
     return float(prediction.rstrip(".").lower() == answer)
 
 
 def gqa_accuracy_lenient(prediction: str, answer: str) -> float:
-    """GQA's accuracy that also forgives white space and a leading article."""
-    words = prediction.strip().rstrip(".").lower().split()
-    return float(" ".join(words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words) == answer.lower())
+    """GQA's accuracy that also forgives punctuation (as lmms-eval), white space and a leading article."""
+    return float(_bare_words(prediction) == _bare_words(answer))
+
+
+def _bare_words(text: str) -> list[str]:
+    words = text.lower().translate(_NO_PUNCTUATION).split()
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
 
 def nlvr_sums(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

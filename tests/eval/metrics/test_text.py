@@ -79,11 +79,18 @@ def test_relaxed_accuracy(prediction: str, target: str, official: float, lenient
 
 @pytest.mark.parametrize(
     ("prediction", "official", "lenient"),
-    [("Yes.", 1, 1), ("yes", 1, 1), ("a yes", 0, 1), ("y-es", 0, 0), ("no", 0, 0)],
+    [("Yes.", 1, 1), ("YES...", 1, 1), ("a yes", 0, 1), ("y-es", 0, 1), ("Yes!", 0, 1), (" yes", 0, 1), ("no", 0, 0)],
 )
 def test_gqa(prediction: str, official: float, lenient: float) -> None:
     assert gqa_accuracy(prediction, "yes") == official
     assert gqa_accuracy_lenient(prediction, "yes") == lenient
+
+
+@given(st.text("Aan t.-!"), st.text("Aan t.-!"))
+def test_lenient_gqa_forgives_what_lmms_eval_forgives(prediction: str, answer: str) -> None:
+    bare = [text.lower().translate(str.maketrans("", "", ".-!")) for text in (prediction, answer)]
+    assert gqa_accuracy_lenient(prediction, answer) >= (bare[0] == bare[1])
+    assert gqa_accuracy_lenient(prediction, answer) >= gqa_accuracy(prediction, answer.lower())
 
 
 def test_nlvr_groups_by_sentence() -> None:
