@@ -21,15 +21,20 @@ class DiskFullError(OSError):
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Replace `path` by `text` in one step: a reader sees the old content or the new one, never a part.
+    """`write_bytes_atomically` for text, in UTF-8."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: str | Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old content or the new one, never a part.
 
     Raises `DiskFullError` when the disk is full; the old content is then still there.
     """
     path = Path(path)
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with partial.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)

@@ -49,7 +49,7 @@ def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
                 _check_size(image, name)
                 animated = image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False)
                 image.load()
-                picture = _to_rgb(ImageOps.exif_transpose(image), name)
+                picture = to_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -70,7 +70,8 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"image {name} has {width} x {height} pixels, more than {MAX_PIXELS}; scale it down first")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A decoded picture as 8-bit RGB, by the rules of `decode_image`; `ImageError` calls it `name`."""
     if image.mode in ("I", "F"):
         raise ImageError(f"image {name} has 32-bit values (mode {image.mode}) of unknown range; convert it to 8 bits")
     if image.mode in _SIXTEEN_BIT_MODES:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
@@ -26,6 +27,8 @@ from eval.samples import Prediction
 _MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _FILES_ABOUT_THE_RUN = {"run.json"}
 
+LoadImage = Callable[[Path], Image.Image | None]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -38,6 +41,11 @@ class Request:
     prompt: str
     images: tuple[Path, ...]
     options: tuple[str, ...] = ()
+
+    def conversation(self, load: LoadImage) -> list[dict[str, Any]]:
+        """The messages for a chat template, with images as `load` gives them."""
+        images = [{"type": "image", "image": load(path)} for path in self.images]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": self.prompt}]}]
 
 
 class Generator(Protocol):
@@ -201,23 +209,27 @@ class TransformersGenerator:
 
         An image is read, resized and encoded for the first question about it alone.
         """
-        assert self._image_features is not None
-        chats = [
-            self.processor.encode_chat(_conversation(request, [{"type": "image"}] * len(request.images)), True).ids
-            for request in requests
-        ]
-        ids = [self.processor.expand_images(chat, chat) for chat in chats]
+        features = self._image_features
+        assert features is not None
+        pictures: dict[Path, Any] = {}
+        ids = []
+        for request in requests:
+            conversation = request.conversation(lambda path: None if path in features else self._images.load(path))
+            parts = (part for message in conversation for part in message["content"])
+            pictures |= zip(request.images, (part["image"] for part in parts if part["type"] == "image"), strict=True)
+            chat = self.processor.encode_chat(conversation, add_generation_prompt=True).ids
+            ids.append(self.processor.expand_images(chat, chat))
         padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         inputs = dict(padded.to(self.device))
-        images = [path for request in requests for path in request.images]
-        if images:
-            inputs["mm_encoder_outputs"] = self._image_features.of(images, self._pixels)
-        return inputs
 
-    def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
-        images = [self._images.load(path) for path in paths]
-        pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        return pixels.to(self.device, dtype=self.model.dtype)
+        def pixels(names: Sequence[Path]) -> torch.Tensor:
+            batch = self.processor.image_processor([pictures[name] for name in names], return_tensors="pt")
+            return batch["pixel_values"].to(self.device, dtype=self.model.dtype)  # type: ignore[no-any-return]
+
+        images = [name for request in requests for name in request.images]
+        if images:
+            inputs["mm_encoder_outputs"] = features.of(images, pixels)
+        return inputs
 
     def forget_images(self) -> None:
         """Drop what is kept of images between batches."""
@@ -225,10 +237,7 @@ class TransformersGenerator:
             self._image_features.forget()
 
     def _encode(self, requests: Sequence[Request]) -> Any:
-        conversations = [
-            _conversation(request, [{"type": "image", "image": self._images.load(path)} for path in request.images])
-            for request in requests
-        ]
+        conversations = [request.conversation(self._images.load) for request in requests]
         inputs = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
@@ -253,10 +262,6 @@ class TransformersGenerator:
             n_out=len(tokens) + finished,
             secs=round(seconds, 6),
         )
-
-
-def _conversation(request: Request, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [*images, {"type": "text", "text": request.prompt}]}]
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -41,6 +41,9 @@ class ImageFeatures:
         output["pooler_output"] = [found[path] for path in paths]  # a list, as the model's own
         return {"image": output}
 
+    def __contains__(self, path: Path) -> bool:
+        return path in self._features
+
     def forget(self) -> None:
         """Encode every image anew from now on."""
         self._features.clear()

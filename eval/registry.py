@@ -9,14 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.hub import HubSource, load_from_hub
 from eval.measures import Metric
 from eval.samples import BenchmarkData, Prediction, Sample
 
 _MODULES = {
+    "ai2d": "eval.benchmarks.ai2d",
+    "ai2d_no_mask": "eval.benchmarks.ai2d:BENCHMARK_NO_MASK",
+    "chartqa": "eval.benchmarks.chartqa",
+    "docvqa": "eval.benchmarks.docvqa",
+    "docvqa_test": "eval.benchmarks.docvqa:BENCHMARK_TEST",
     "easy_vqa": "eval.benchmarks.easy_vqa",
     "gqa": "eval.benchmarks.gqa",
+    "infovqa": "eval.benchmarks.infovqa",
+    "infovqa_test": "eval.benchmarks.infovqa:BENCHMARK_TEST",
     "mmbench": "eval.benchmarks.mmbench",
     "mme": "eval.benchmarks.mme",
+    "mmmu": "eval.benchmarks.mmmu",
+    "nlvr": "eval.benchmarks.nlvr",
+    "nlvr_hidden": "eval.benchmarks.nlvr:BENCHMARK_HIDDEN",
+    "nlvr_test": "eval.benchmarks.nlvr:BENCHMARK_TEST",
     "okvqa": "eval.benchmarks.okvqa",
     "pope": "eval.benchmarks.pope",
     "scienceqa": "eval.benchmarks.scienceqa",
@@ -87,6 +99,15 @@ class Benchmark:
     load_from_predictions: Callable[[Path], BenchmarkData] | None = None
     """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
     submission: Submission | None = None
+    shares_folder: str | None = None
+    """The benchmark whose folder below the data root is this one's too."""
+    hub: tuple[HubSource, ...] = ()
+    """Datasets that hold the same questions, in order of preference: read where the official files are absent."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder below the data root."""
+        return self.shares_folder or self.name
 
     @property
     def primary_metric(self) -> str:
@@ -101,23 +122,43 @@ class Benchmark:
         return tuple(options)
 
     def load_verified(self, data_root: Path | None) -> BenchmarkData:
-        """Load the data and check that they are the official ones.
+        """Load the data, from the official files or else from a dataset on this machine, and check them.
 
         Args:
             data_root: folder that holds a folder named after the benchmark; None for the benchmark's own default.
 
         Raises:
-            FileNotFoundError: data are missing; the message names the files expected.
-            ValueError: identifiers repeat, or number or fingerprint of the samples differ from the official split.
+            FileNotFoundError: data are missing; the message names the files expected, and the datasets.
+            ValueError: see `verified`.
         """
-        return self.verified(self.load(data_root))
+        return self.verified(self.load_anywhere(data_root))
+
+    def load_anywhere(self, data_root: Path | None) -> BenchmarkData:
+        """The data without a check; arguments and errors as in `load_verified`."""
+        try:
+            return self.load(data_root)
+        except FileNotFoundError as missing:
+            data = load_from_hub(self.folder, self.hub, data_root)
+            if data is None and self.hub:
+                datasets = "; or ".join(str(source) for source in self.hub)
+                raise FileNotFoundError(
+                    f"{missing}; nor is there a dataset {datasets} in the cache of the Hub or of `datasets`, "
+                    "or saved in that folder (nothing is downloaded)"
+                ) from missing
+            if data is None:
+                raise
+            return data
 
     def verified(self, data: BenchmarkData) -> BenchmarkData:
-        """The data, if number and fingerprint are official and no identifier repeats; else see `load_verified`."""
+        """The data, if they are the official ones; a dataset of the Hub is counted, for no two are made alike.
+
+        Raises:
+            ValueError: identifiers repeat, or number or fingerprint of the samples differ from the official split.
+        """
         found = len(data.samples)
         if len({sample.id for sample in data.samples}) != found:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
-        if found != self.n_expected or not self.is_known(data.fingerprint()):
+        if found != self.number_expected(data) or (data.origin is None and not self.is_known(data.fingerprint())):
             expected = " or ".join(known[:12] for known in (self.fingerprint, *self.also_accepted) if known) or "any"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
@@ -126,9 +167,18 @@ class Benchmark:
             )
         return data
 
+    def number_expected(self, data: BenchmarkData) -> int:
+        """Number of samples of the whole split, in the edition that these data are."""
+        found = len(data.samples)
+        return found if data.origin is not None and found in data.origin.counts else self.n_expected
+
     def is_known(self, fingerprint: str) -> bool:
         """Whether data of this fingerprint are accepted: any where the official fingerprint is not known."""
         return self.fingerprint is None or fingerprint in (self.fingerprint, *self.also_accepted)
+
+    def is_official(self, fingerprint: str) -> bool:
+        """Whether data of this fingerprint are known to be the official ones."""
+        return self.fingerprint is not None and self.is_known(fingerprint)
 
 
 def benchmark_names() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import read_json, read_json_lines
-from eval.registry import Baseline, get_benchmark
+from eval.registry import Baseline, Benchmark, get_benchmark
 from eval.results import read_results
 
 MOST_WRONG_SHOWN = 60
@@ -62,9 +62,21 @@ def gather(evaluation: Path, run_folders: Sequence[Path]) -> Report:
         gallery=gallery,
         wrong=len(wrong),
         right=len(right),
-        image_root=Path(results["benchmark"]["data_root"]),
+        image_root=_provide_images(benchmark, results["benchmark"], gallery),
         runs=[read_run(folder) for folder in run_folders],
     )
+
+
+def _provide_images(benchmark: Benchmark, described: dict[str, Any], gallery: list[dict[str, Any]]) -> Path:
+    """The folder of the images; those of a table become files there, unless they have in the evaluation."""
+    root = Path(described["data_root"])
+    image_root = Path(described.get("image_root", root))
+    names = [name for sample in gallery for name in sample["images"]]
+    if image_root == root or all((image_root / name).is_file() for name in names):
+        return image_root
+    data = benchmark.load_anywhere(root)
+    data.provide_images(names)
+    return data.image_root
 
 
 def read_run(folder: Path) -> Run:

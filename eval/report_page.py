@@ -17,6 +17,7 @@ from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
 from eval.report_style import PAGE
 from eval.results import format_estimate
+from eval.samples import labels_of
 
 _FORMATS_OF_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 
@@ -107,7 +108,7 @@ def _breakdown(groups: Mapping[str, Any]) -> str:
 def _gallery(report: Report) -> str:
     shown_wrong = sum(sample["score"] != 1 for sample in report.gallery)
     shown_right = len(report.gallery) - shown_wrong
-    kinds = sorted({value for sample in report.gallery for value in sample["categories"].values()})
+    kinds = sorted({kind for sample in report.gallery for kind in _kinds(sample)})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
     images = {name: _data_uri(report.image_root, name) for sample in report.gallery for name in sample["images"]}
     cards = "".join(_card(sample, images) for sample in report.gallery)
@@ -122,9 +123,13 @@ def _gallery(report: Report) -> str:
     )
 
 
+def _kinds(sample: Mapping[str, Any]) -> list[str]:
+    return sorted(label for category in sample["categories"].values() for label in labels_of(category))
+
+
 def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
     outcome = _outcome(sample["score"])
-    kinds = json.dumps(sorted(sample["categories"].values()))
+    kinds = json.dumps(_kinds(sample))
     pictures = "".join(f"<img alt='{escape(name)}' src='{images[name]}'>" for name in sample["images"])
     answer = escape(sample["text"].strip()) or "<i>nothing</i>"
     return (

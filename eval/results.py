@@ -16,7 +16,7 @@ from eval.files import json_line, read_json, sha256_of_json
 from eval.likelihood import agreement, most_likely
 from eval.measures import Metric, Style
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
 _WHERE = ("name", "path", "revision", "predictions")
@@ -77,7 +77,7 @@ def build_results(
     """
     if not rows:
         raise ValueError(f"{benchmark.name}: no predictions to score")
-    partial = len(rows) != benchmark.n_expected
+    partial = len(rows) != benchmark.number_expected(data)
     metrics = _estimates(benchmark, rows)
     blocks = {
         "benchmark": _describe_benchmark(benchmark, data, len(rows), limit),
@@ -108,23 +108,27 @@ def build_results(
 
 
 def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit: int | None) -> dict[str, Any]:
+    fingerprint = data.fingerprint()
     return {
         "name": benchmark.name,
         "split": benchmark.split,
         "version": benchmark.version,
         "n": n,
-        "n_expected": benchmark.n_expected,
+        "n_expected": benchmark.number_expected(data),
         "limit": limit,
-        "fingerprint": data.fingerprint(),
-        "fingerprint_checked": benchmark.fingerprint is not None,
+        "fingerprint": fingerprint,
+        "fingerprint_checked": benchmark.is_official(fingerprint),
+        "origin": None if data.origin is None else {"name": str(data.origin), **asdict(data.origin)},
         "data_root": str(data.root),
+        "image_root": str(data.image_root),
         "reference": benchmark.reference,
     }
 
 
 def _run_id(blocks: dict[str, Any]) -> str:
     """Digest of what was measured and how; the same on another machine, where the same things lie in other folders."""
-    benchmark = {name: value for name, value in blocks["benchmark"].items() if name != "data_root"}
+    places = ("data_root", "image_root", "origin")
+    benchmark = {name: value for name, value in blocks["benchmark"].items() if name not in places}
     model = {name: value for name, value in blocks["model"].items() if name not in _WHERE}
     return sha256_of_json([benchmark, model, blocks["protocol"]])[:12]
 
@@ -154,14 +158,15 @@ def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str)
 
 
 def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The primary metric within each value of a category."""
+    """The primary metric within each label of a category; a question counts under each of its labels."""
     primary = next(metric for metric in benchmark.metrics if metric.primary)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["categories"][name], []).append(row)
+        for label in labels_of(row["categories"][name]):
+            groups.setdefault(label, []).append(row)
     return {
-        value: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
-        for value, group in sorted(groups.items())
+        label: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
+        for label, group in sorted(groups.items())
     }
 
 
@@ -233,9 +238,17 @@ def summary(results: dict[str, Any]) -> str:
     for groups in results["breakdown"].values():
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
-    if not benchmark["fingerprint_checked"]:
-        lines.append("  the data were counted, but no official fingerprint is known to compare theirs with")
+    lines += _describe_data(benchmark)
     return "\n".join(lines)
+
+
+def _describe_data(benchmark: Mapping[str, Any]) -> list[str]:
+    """What a reader must know about data that are not the official files, or not proved to hold the same."""
+    origin = benchmark.get("origin")
+    lines = [f"  data: {origin['name']}" + (f": {origin['differs']}" if origin["differs"] else "")] if origin else []
+    if not benchmark["fingerprint_checked"]:
+        lines.append("  the data were counted, but no official fingerprint confirms them")
+    return lines
 
 
 def _likelihood_summary(block: dict[str, Any], primary: str) -> str:

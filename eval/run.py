@@ -105,9 +105,10 @@ def evaluate(
     samples = data.samples[:limit]
     policy = BatchPolicy(batch_size, batch_tokens)
     keep_complete(folder, partial=len(samples) < len(data.samples))
+    data.provide_images(image for sample in samples for image in sample.images)
     answers = generate_answers(
         benchmark,
-        data.root,
+        data.image_root,
         samples,
         generator,
         folder / "predictions.jsonl",

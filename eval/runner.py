@@ -82,7 +82,7 @@ def generate_answers(
         started = time.perf_counter()
         queue = BatchQueue(pending, generator.request_length, policy, benchmark.max_new_tokens)
         with tqdm(total=len(requests), initial=resumed, desc=benchmark.name, unit="sample") as progress:
-            for outcome in _outcomes(queue, generator, workers, benchmark.max_new_tokens):
+            for outcome in outcomes(queue, generator, workers, benchmark.max_new_tokens):
                 if outdated is not None and outcome.predictions:
                     outdated.unlink(missing_ok=True)
                 journal.append(outcome.predictions)
@@ -93,7 +93,7 @@ def generate_answers(
         return Answers(answers, done.predictions, done.failures, resumed, journal.other_keys, done.backoffs, wall)
 
 
-def _outcomes(
+def outcomes(
     queue: BatchQueue, generator: Generator, workers: Workers | None, max_new_tokens: int
 ) -> Iterator[Outcome]:
     """Outcomes of all batches as they are ready; this process answers batches itself while the workers do."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.files import sha256_of_json
+from eval.stored_images import StoredImages
 
 
 @dataclass(frozen=True)
 class Sample:
     """One question of a benchmark.
 
-    `images` are paths relative to the benchmark's data root (none for a text-only question); samples of one `cluster`
+    `images` are paths relative to the data's `image_root` (none for a text-only question); samples of one `cluster`
     (usually one image) are not independent, which the confidence interval must know; `categories` are the columns
-    by which results are broken down. `answers` are all accepted answers where a question has several (`target` is then
-    the most frequent or first one), `choices` the options of a multiple-choice question, without their letters, and
-    `details` whatever else the prompt, the scoring rule or the submission needs (OCR tokens, a hint, official keys).
+    by which results are broken down (a tuple of labels where a question may have several, or none). `answers` are all
+    accepted answers where a question has several (`target` is then the most frequent or first one), `choices` the
+    options of a multiple-choice question, without their letters, and `details` whatever else the prompt, the scoring
+    rule or the submission needs (OCR tokens, a hint, official keys).
     """
 
     id: str
@@ -26,23 +28,62 @@ class Sample:
     question: str
     target: str
     cluster: str
-    categories: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def labels_of(category: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels of one entry of `Sample.categories`, which is a string if there is exactly one."""
+    return (category,) if isinstance(category, str) else tuple(category)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where data come from that are not read from the official files: a dataset of the Hugging Face Hub.
+
+    `repository` and `revision` are None where the folder does not tell; `differs` says what is not as in the official
+    files, and `counts` are the numbers of samples that are accepted beside the official one.
+    """
+
+    repository: str | None
+    revision: str | None
+    differs: str = ""
+    counts: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision[:12]}" if self.revision else ""
+        return f"datasets cache {self.repository}{revision}" if self.repository else "a dataset in the data folder"
+
+
 @dataclass(frozen=True)
 class BenchmarkData:
-    """The samples of a benchmark in their official order, and the folder their image paths are relative to.
+    """The samples of a benchmark in their official order, and the folder that its files lie in.
 
     `compared` are the fields of a sample that the fingerprint covers: not those that differ between the layouts in
-    which the same data are installed.
+    which the same data are installed. `stored_images` are images that stand in a table; None where they are files.
+    `origin` is None for the official files.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     compared: tuple[str, ...] = ("id", "question", "target", "images", "answers", "choices")
+    stored_images: StoredImages | None = None
+    origin: Origin | None = None
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image paths are relative to."""
+        return self.root if self.stored_images is None else self.stored_images.folder
+
+    def provide_images(self, names: Iterable[str]) -> None:
+        """Make sure that images which stand in a table are files under `image_root`; errors as `StoredImages.provide`.
+
+        Whoever is about to read images calls it with just those; scoring needs none.
+        """
+        if self.stored_images is not None:
+            self.stored_images.provide(names)
 
     def fingerprint(self) -> str:
         """sha256 over what the samples ask and accept, sorted by id: equal wherever the same data are installed."""

@@ -67,13 +67,19 @@ def score_file(
 
 
 def _load(benchmark: Benchmark, data_root: Path | None, predictions_file: Path) -> BenchmarkData:
-    """The official data or, where their files are absent, the truth that stands in the predictions file."""
+    """The official data or, where their files are absent, the truth in the predictions file, or a dataset's."""
     try:
-        return benchmark.load_verified(data_root)
+        return benchmark.verified(benchmark.load(data_root))
     except FileNotFoundError:
         if benchmark.load_from_predictions is None:
-            raise
+            return benchmark.load_verified(data_root)
+    try:
         return benchmark.verified(benchmark.load_from_predictions(predictions_file))
+    except ValueError as no_truth:
+        try:
+            return benchmark.load_verified(data_root)
+        except FileNotFoundError as no_data:
+            raise no_truth from no_data
 
 
 def _has_ids(path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
 from eval.files import read_json
+from eval.hub import HubSource
 from eval.measures import mean_of
 from eval.metrics.text import gqa_accuracy, gqa_accuracy_lenient
 from eval.registry import Benchmark
@@ -73,4 +74,12 @@ BENCHMARK = Benchmark(
     metrics=(mean_of("accuracy", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("kind", "structural"),
     import_predictions=by_question_id,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/GQA", "lmms-lab-encoder/GQA"),
+            splits=(("testdev_balanced_instructions", "testdev"),),
+            sample=lambda row, number, where: _read(str(field(row, ("id",), where)), row, where),
+            image_split=("testdev_balanced_images", "testdev"),
+        ),
+    ),
 )

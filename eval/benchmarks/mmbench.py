@@ -7,17 +7,21 @@ cannot read is wrong. `first_pass` and `all_rotations` are not for reporting: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table
+from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table, table_images
+from eval.hub import HubSource
 from eval.measures import Metric, Row, Style, mean_of
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
+from eval.stored_images import StoredImages, file_identity
 
 _FILE = "mmbench_dev_20230712.tsv"
 _ROTATION = 1_000_000
@@ -25,9 +29,20 @@ _FOUR_DIGITS = Style(digits=4)
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the official table. FileNotFoundError if it is missing; ValueError names a malformed record."""
+    """Read the official table, in which the images stand too.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: a malformed record; the message names it.
+    """
     root = find_folder("mmbench", data_root, [_FILE], BENCHMARK.data_needed)
-    return _samples(root, root / _FILE, read_table(root / _FILE))
+    path = root / _FILE
+    images = StoredImages.in_cache("mmbench", file_identity(path), functools.partial(_read_images, path))
+    return dataclasses.replace(_samples(root, path, read_table(path)), stored_images=images)
+
+
+def _read_images(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    return table_images(path, {name: Path(name).stem for name in names})
 
 
 def load_from_predictions(path: Path) -> BenchmarkData:
@@ -59,7 +74,7 @@ def _read(row: dict[str, Any], where: str) -> Sample:
     group = str(index % _ROTATION)
     return Sample(
         id=str(index),
-        images=(f"images/{group}.jpg",),
+        images=(f"{group}.jpg",),
         question=(f"{hint}\n" if hint and hint != "nan" else "") + (row.get("question") or ""),
         target=answer,
         cluster=group,
@@ -99,8 +114,8 @@ BENCHMARK = Benchmark(
     split="dev",
     version="20230712",
     reference="https://github.com/open-compass/MMBench",
-    data_needed=f"--data-root DIR with DIR/mmbench/{_FILE}, and its column `image`, decoded, in "
-    "DIR/mmbench/images/INDEX.jpg (first rotations only); to score an answer table that holds the truth, neither",
+    data_needed=f"--data-root DIR with DIR/mmbench/{_FILE}, which holds the images too; to score an answer table "
+    "that holds the truth, not even that",
     load=load,
     n_expected=4377,
     fingerprint="2fa4eef32eb2f76882d5a204545cb20b8b882e114bcd8bde6c3a804d56cc2b63",
@@ -118,4 +133,18 @@ BENCHMARK = Benchmark(
     cluster="question with its rotations",
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    hub=tuple(
+        HubSource(
+            repositories=repositories,
+            splits=splits,
+            sample=lambda row, number, where: _read(row, where),
+            differs="a later edition, with 1,164 instead of 1,176 questions (4,329 instead of 4,377 with rotations)",
+            counts=(4329,),
+            compared=("id", "target"),
+        )
+        for repositories, splits in (
+            (("lmms-lab/MMBench", "lmms-lab-encoder/MMBench"), (("en", "dev"),)),
+            (("lmms-lab/MMBench_EN",), ((None, "dev"),)),
+        )
+    ),
 )

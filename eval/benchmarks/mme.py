@@ -14,6 +14,7 @@ from typing import Any
 
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
 from eval.files import read_json_lines
+from eval.hub import HubSource
 from eval.measures import Metric, Style
 from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, mme_sums, parse_mme, parse_yes_no_lenient
 from eval.registry import Benchmark
@@ -79,6 +80,14 @@ def _sample(category: str, stem: str, image: str, question: str, answer: str, wh
     bare = _bare(question)
     cluster = f"{category}/{stem}"
     return Sample(f"{cluster}: {bare}", (image,), bare, answer.lower(), cluster, {"category": category})
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    category, image, question, answer = (
+        str(field(row, (name,), where)) for name in ("category", "question_id", "question", "answer")
+    )
+    stem = Path(image).stem
+    return _sample(category, stem, f"{category}/{stem}.jpg", question, answer.strip(), where)
 
 
 def _bare(question: str) -> str:
@@ -147,4 +156,12 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/MME", "lmms-lab-encoder/MME"),
+            splits=((None, "test"),),
+            sample=_from_hub,
+            compared=("id", "target"),
+        ),
+    ),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import csv
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from eval.samples import BenchmarkData, Prediction, Sample
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+_LONGEST_INDEX = 64
+"""No image is as short in base64."""
 
 
 def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], data_needed: str) -> Path:
@@ -31,6 +35,23 @@ def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], da
     folder = next((folder for folder in folders if folder.is_dir()), data_root)
     missing = next(name for name in files if not (folder / name).exists())
     raise FileNotFoundError(f"{folder / missing}: no such file: {data_needed}")
+
+
+def find_layout(
+    benchmark: str, data_root: Path | None, layouts: Sequence[Sequence[str]], data_needed: str
+) -> tuple[Path, Sequence[str]]:
+    """The first of several layouts (lists of files) that is there, with its folder as `find_folder` finds it.
+
+    Raises:
+        FileNotFoundError: none is there whole; the message names the first missing file of the first layout.
+    """
+    missing = []
+    for files in layouts:
+        try:
+            return find_folder(benchmark, data_root, files, data_needed), files
+        except FileNotFoundError as error:
+            missing.append(error)
+    raise missing[0]
 
 
 def short_prompt(sample: Sample) -> str:
@@ -69,16 +90,54 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a tab-separated file with a header; FileNotFoundError if missing, ValueError on a short row."""
+    """The rows of a tab-separated file with a header, but not its column `image`; errors as `table_rows`."""
+    return [{name: value for name, value in row.items() if name != "image"} for row in table_rows(path)]
+
+
+def table_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a tab-separated file with a header, one at a time, for images stand in some of these tables.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: a row with another number of columns than the header has.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    csv.field_size_limit(sys.maxsize)  # images stand in the table, in base64
+    csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the module's limit
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}, record {number}: another number of columns than the header has")
-    return rows
+        for number, row in enumerate(csv.DictReader(file, delimiter="\t"), 1):
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, record {number}: another number of columns than the header has")
+            yield row
+
+
+def table_images(path: Path, indices: Mapping[str, str], referred: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Images of the column `image`, in base64; instead of an image the `index` of the row that holds it may stand.
+
+    Args:
+        path: a table for `table_rows`.
+        indices: name of an image -> `index` of its row.
+        referred: these rows were referred to, and must hold images themselves.
+
+    Raises:
+        ValueError: a value that is not base64; the message names the row.
+    """
+    names: dict[str, list[str]] = {}
+    for name, index in indices.items():
+        names.setdefault(index, []).append(name)
+    elsewhere = {}
+    for row in table_rows(path):
+        value = row.get("image") or ""
+        for name in names.get(row["index"], ()) if value else ():
+            if len(value) <= _LONGEST_INDEX and not referred:
+                elsewhere[name] = value
+                continue
+            try:
+                yield name, base64.b64decode(value, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"{path}, index {row['index']}: 'image' is not base64: {error}") from error
+    if elsewhere:
+        yield from table_images(path, elsewhere, referred=True)
 
 
 def collect(

@@ -8,20 +8,30 @@ LLaVA-1.5 publishes no number; the prompt is its short form.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from eval.benchmarks.official import by_question_id, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge
+from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge, vqa_sample
+from eval.hub import HubSource
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData
+from eval.samples import BenchmarkData, Sample
 
 _QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 _ANNOTATIONS = "mscoco_val2014_annotations.json"
+_IMAGE = "val2014/COCO_val2014_{:012d}.jpg"
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
     """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
     root = find_folder("okvqa", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
-    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, "val2014/COCO_val2014_{:012d}.jpg")
+    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, _IMAGE)
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    """The dataset does not name the image, but a question's number is its image's with one more digit."""
+    image = int(field(row, ("question_id",), where)) // 10
+    answers = [{"answer": answer} for answer in field(row, ("answers",), where)]
+    return vqa_sample(row | {"image_id": image}, {"answers": answers}, _IMAGE, where)
 
 
 BENCHMARK = Benchmark(
@@ -41,4 +51,12 @@ BENCHMARK = Benchmark(
     judge=soft_judge("official"),
     metrics=METRICS,
     import_predictions=by_question_id,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/OK-VQA", "lmms-lab-encoder/OK-VQA"),
+            splits=((None, "val2014"),),
+            sample=_from_hub,
+            differs="whether its `answers` are the stemmed or the raw ones is not documented",
+        ),
+    ),
 )

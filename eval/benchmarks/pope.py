@@ -15,6 +15,7 @@ import numpy as np
 
 from eval.benchmarks.official import collect, field, find_folder, read_answers, short_prompt
 from eval.files import read_json_lines
+from eval.hub import HubSource
 from eval.measures import Metric, Row, Style
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
 from eval.registry import Benchmark
@@ -39,13 +40,28 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     for category, name in zip(CATEGORIES, names, strict=True):
         for number, row in enumerate(read_json_lines(root / name), 1):
             where = f"{root / name}, record {number}"
-            image, label = field(row, ("image",), where), field(row, ("label",), where)
-            if label not in ("yes", "no"):
-                raise ValueError(f"{where}: 'label' must be yes or no, found {label!r}")
-            question = field(row, ("text",), where)
-            kind = {"category": category}
-            samples.append(Sample(f"{category}-{number}", (f"val2014/{image}",), question, label, image, kind))
+            samples.append(_read(row, category, number, where))
     return BenchmarkData(root, tuple(samples))
+
+
+def _read(row: dict[str, Any], category: str, number: int, where: str) -> Sample:
+    image, label = field(row, ("image",), where), field(row, ("label",), where)
+    if label not in ("yes", "no"):
+        raise ValueError(f"{where}: 'label' must be yes or no, found {label!r}")
+    question = field(row, ("text",), where)
+    return Sample(
+        f"{category}-{number}", (f"val2014/{image}",), question, label, image, categories={"category": category}
+    )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    image, answer = field(row, ("image_source",), where), field(row, ("answer",), where)
+    official = {
+        "image": f"{image.removesuffix('.jpg')}.jpg",
+        "label": answer.lower().strip(),
+        "text": field(row, ("question",), where),
+    }
+    return _read(official, field(row, ("category",), where), int(field(row, ("question_id",), where)), where)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
@@ -157,4 +173,14 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
+    hub=tuple(
+        HubSource(
+            repositories=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),
+            splits=splits,
+            sample=_from_hub,
+            differs="a later edition, with 3,000 instead of 2,910 random questions",
+            counts=(9000,),
+        )
+        for splits in (((None, "test"),), tuple(("Full", category) for category in CATEGORIES))
+    ),
 )

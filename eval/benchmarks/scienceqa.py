@@ -15,6 +15,7 @@ import numpy as np
 
 from eval.benchmarks.official import by_question_id, field, find_folder, letter_prompt
 from eval.files import read_json
+from eval.hub import HubSource
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_science_qa
 from eval.registry import Benchmark
@@ -33,15 +34,16 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     test = splits.get("test") if isinstance(splits, dict) else None
     if not isinstance(test, list) or not isinstance(problems, dict):
         raise ValueError(f"{root}: pid_splits.json must hold a list 'test', problems.json an object")
-    samples = tuple(_read(problems, str(number), root / "problems.json") for number in test)
-    return BenchmarkData(root, samples, compared=("id", "target", "choices"))
+    samples = []
+    for number in map(str, test):
+        where = f"{root / 'problems.json'}, problem {number}"
+        if number not in problems:
+            raise ValueError(f"{where}: missing")
+        samples.append(_read(problems[number], number, where))
+    return BenchmarkData(root, tuple(samples), compared=("id", "target", "choices"))
 
 
-def _read(problems: dict[str, Any], number: str, path: Path) -> Sample:
-    where = f"{path}, problem {number}"
-    if number not in problems:
-        raise ValueError(f"{where}: missing")
-    problem = problems[number]
+def _read(problem: dict[str, Any], number: str, where: str) -> Sample:
     choices, answer = field(problem, ("choices",), where), field(problem, ("answer",), where)
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise ValueError(f"{where}: 'answer' must be the position of a choice, found {answer!r}")
@@ -56,6 +58,10 @@ def _read(problems: dict[str, Any], number: str, path: Path) -> Sample:
         categories={"image": "with image" if image else "without image"},
         choices=tuple(choices),
     )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return _read(row | {"image": "image.png" if row.get("image") else None}, f"row-{number}", where)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
@@ -99,4 +105,17 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     import_predictions=by_question_id,
+    hub=tuple(
+        HubSource(
+            repositories=repositories,
+            splits=((configuration, "test"),),
+            sample=_from_hub,
+            differs="it does not give the problems' numbers: identifiers are row-NUMBER, not the official ones",
+            compared=("id", "target", "choices"),
+        )
+        for repositories, configuration in (
+            (("lmms-lab/ScienceQA", "lmms-lab-encoder/ScienceQA"), "ScienceQA-FULL"),
+            (("derek-thomas/ScienceQA",), None),
+        )
+    ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers
 from eval.files import read_json
+from eval.hub import HubSource
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenient
 from eval.registry import Benchmark
@@ -77,6 +78,12 @@ def _read(row: dict[str, Any], sample_id: str, where: str) -> Sample:
     )
 
 
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample | None:
+    if field(row, ("data_type",), where) != "image":
+        return None
+    return _read(row, str(field(row, ("question_id",), where)), where)
+
+
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The letter alone, and the forgiving reading."""
     official, lenient = parse_exact_letter(text), parse_letter_lenient(text, sample.choices, number=4)
@@ -122,4 +129,12 @@ BENCHMARK = Benchmark(
     ),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench"),
+            splits=((None, "test"),),
+            sample=_from_hub,
+            compared=("id", "target"),
+        ),
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from eval.measures import Metric, mean_of
 from eval.metrics.vqa import Mode, normalize_vqa, vqa_soft_accuracy
 from eval.samples import BenchmarkData, Sample
 
+_KINDS = ("answer_type", "question_type")
 METRICS: tuple[Metric, ...] = (mean_of("vqa_accuracy", primary=True), mean_of("vqa_accuracy_lenient", "score_lenient"))
 
 
@@ -67,25 +68,24 @@ def load_vqa(root: Path, questions: str, annotations: str | None, image: str) ->
             raise ValueError(f"{root / annotations}: other questions than in {questions}")
     samples = []
     for number, row in enumerate(asked, 1):
-        where = f"{root / questions}, question {number}"
-        key = str(field(row, ("question_id",), where))
-        picture = field(row, ("image_id",), where)
-        known = truth.get(key, {})
-        answers = tuple(str(field(answer, ("answer",), where)) for answer in known.get("answers", ()))
-        samples.append(
-            Sample(
-                id=key,
-                images=(image.format(picture),),
-                question=field(row, ("question",), where),
-                target=known.get("multiple_choice_answer") or most_frequent(answers),
-                cluster=str(picture),
-                categories={name: str(known.get(name, "")) for name in ("answer_type", "question_type")}
-                if known
-                else {},
-                answers=answers,
-            )
-        )
+        known = truth.get(str(row.get("question_id")), {})
+        samples.append(vqa_sample(row, known, image, f"{root / questions}, question {number}"))
     return BenchmarkData(root, tuple(samples))
+
+
+def vqa_sample(question: Mapping[str, Any], annotation: Mapping[str, Any], image: str, where: str) -> Sample:
+    """A question with its annotation, {} where answers are secret; ValueError names `where` and the missing field."""
+    picture = field(question, ("image_id",), where)
+    answers = tuple(str(field(answer, ("answer",), where)) for answer in annotation.get("answers", ()))
+    return Sample(
+        id=str(field(question, ("question_id",), where)),
+        images=(image.format(picture),),
+        question=field(question, ("question",), where),
+        target=annotation.get("multiple_choice_answer") or most_frequent(answers),
+        cluster=str(picture),
+        categories={name: str(annotation.get(name, "")) for name in _KINDS if "answer_type" in annotation},
+        answers=answers,
+    )
 
 
 def most_frequent(answers: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge
 from eval.files import read_json
+from eval.hub import HubSource
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -46,25 +47,35 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _load(root: Path, tokens: dict[str, list[str]]) -> BenchmarkData:
-    samples = []
-    for number, row in enumerate(_rows(root / _FILE), 1):
-        where = f"{root / _FILE}, record {number}"
-        image = str(field(row, ("image_id",), where))
-        answers = tuple(field(row, ("answers",), where))
-        if len(answers) != 10:
-            raise ValueError(f"{where}: 'answers' must hold ten answers, found {len(answers)}")
-        samples.append(
-            Sample(
-                id=str(field(row, ("question_id",), where)),
-                images=(f"train_images/{image}.jpg",),
-                question=field(row, ("question",), where),
-                target=most_frequent(answers),
-                cluster=image,
-                answers=answers,
-                details={"ocr_tokens": tokens[image]} if image in tokens else {},
-            )
-        )
-    return BenchmarkData(root, tuple(samples))
+    rows = enumerate(_rows(root / _FILE), 1)
+    return BenchmarkData(root, tuple(_read(row, tokens, f"{root / _FILE}, record {number}") for number, row in rows))
+
+
+def _read(row: dict[str, Any], tokens: dict[str, list[str]], where: str) -> Sample:
+    image = str(field(row, ("image_id",), where))
+    answers = tuple(field(row, ("answers",), where))
+    if len(answers) != 10:
+        raise ValueError(f"{where}: 'answers' must hold ten answers, found {len(answers)}")
+    return Sample(
+        id=str(field(row, ("question_id",), where)),
+        images=(f"train_images/{image}.jpg",),
+        question=field(row, ("question",), where),
+        target=most_frequent(answers),
+        cluster=image,
+        answers=answers,
+        details={"ocr_tokens": tokens[image]} if image in tokens else {},
+    )
+
+
+def _with_ocr_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return _read(row, {str(row.get("image_id")): field(row, ("ocr_tokens",), where)}, where)
+
+
+_HUB = HubSource(
+    repositories=("lmms-lab/textvqa", "lmms-lab-encoder/textvqa"),
+    splits=((None, "validation"),),
+    sample=lambda row, number, where: _read(row, {}, where),
+)
 
 
 def ocr_prompt(sample: Sample) -> str:
@@ -112,13 +123,20 @@ BENCHMARK = Benchmark(
     judge=soft_judge("m4c"),
     metrics=METRICS,
     import_predictions=import_predictions,
+    hub=(_HUB,),
 )
 
 BENCHMARK_OCR = dataclasses.replace(
     BENCHMARK,
     name="textvqa_ocr",
+    shares_folder="textvqa",
     data_needed=f"--data-root DIR with DIR/textvqa/{{{_FILE},{_OCR_FILE},train_images/*.jpg}}",
     load=load_with_ocr,
     prompt_id="llava15_short_ocr",
     prompt=ocr_prompt,
+    hub=(
+        dataclasses.replace(
+            _HUB, sample=_with_ocr_from_hub, differs="OCR tokens are its column `ocr_tokens`, not Rosetta's file"
+        ),
+    ),
 )

@@ -16,6 +16,7 @@ from typing import Any
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
 from eval.files import read_json
+from eval.hub import HubSource, records
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -54,6 +55,22 @@ def _read(row: dict[str, Any], split: str, where: str) -> Sample:
         categories={"answer_type": str(row.get("answer_type", ""))},
         answers=answers,
     )
+
+
+def _from_hub(row: dict[str, Any], split: str, where: str) -> Sample:
+    answers = [answer if isinstance(answer, dict) else {"answer": answer} for answer in records(row.get("answers"))]
+    name = str(field(row, ("question_id",), where)).removesuffix(".jpg")
+    known = {"image": f"{name}.jpg", "answers": answers, "answer_type": row.get("category") or ""}
+    return _read(row | known, split, where)
+
+
+def _hub(split: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=("lmms-lab/VizWiz-VQA", "lmms-lab-encoder/VizWiz-VQA"),
+        splits=((None, split),),
+        sample=lambda row, number, where: _from_hub(row, split, where),
+    )
+    return (source,)
 
 
 def prompt(sample: Sample) -> str:
@@ -96,11 +113,13 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
+    hub=_hub("val"),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
     BENCHMARK,
     name="vizwiz_test",
+    shares_folder="vizwiz",
     split="test",
     data_needed="--data-root DIR with DIR/vizwiz/{Annotations/test.json,test/VizWiz_test_*.jpg}",
     load=load_test,
@@ -108,5 +127,6 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    hub=_hub("test"),
     submission=Submission("vizwiz_test_submission.json", write_submission),
 )

@@ -11,41 +11,70 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.benchmarks.official import by_question_id, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, read_questions, soft_judge, unscored_judge
+from eval.benchmarks.soft_accuracy import METRICS, load_vqa, read_questions, soft_judge, unscored_judge, vqa_sample
+from eval.hub import HubSource, records
+from eval.hub_folders import find_table
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
-from eval.samples import BenchmarkData, Prediction
+from eval.samples import BenchmarkData, Prediction, Sample
 
 _QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 _ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+_IMAGE = "val2014/COCO_val2014_{:012d}.jpg"
 _TEST_DEV = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
 _TEST = "v2_OpenEnded_mscoco_test2015_questions.json"
+_TEST_IMAGE = "test2015/COCO_test2015_{:012d}.jpg"
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
     """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
     root = find_folder("vqav2", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
-    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, "val2014/COCO_val2014_{:012d}.jpg")
+    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, _IMAGE)
 
 
 def load_test_dev(data_root: Path | None = None) -> BenchmarkData:
     """Read the questions of test-dev, which have no public answers; test2015 must be there for the submission."""
     root = find_folder("vqav2", data_root, [_TEST_DEV, _TEST], BENCHMARK_TEST_DEV.data_needed)
-    return load_vqa(root, _TEST_DEV, None, "test2015/COCO_test2015_{:012d}.jpg")
+    return load_vqa(root, _TEST_DEV, None, _TEST_IMAGE)
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return vqa_sample(row, row | {"answers": records(row.get("answers"))}, _IMAGE, where)
+
+
+def _test_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    return vqa_sample(row, {}, _TEST_IMAGE, where)
+
+
+_HUB = HubSource(
+    repositories=("lmms-lab/VQAv2", "lmms-lab-encoder/VQAv2"),
+    splits=((None, "validation"),),
+    sample=_from_hub,
+)
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
     """The server wants all of test2015: questions outside test-dev get the empty answer, as in LLaVA's script."""
     rows = []
-    for question in read_questions(data.root / _TEST):
+    for question in _all_test_questions(data):
         prediction = predictions.get(str(question["question_id"]))
         answer = normalize_vqa(prediction.text) if prediction else ""
         rows.append({"question_id": question["question_id"], "answer": answer})
     return json.dumps(rows, ensure_ascii=False)
+
+
+def _all_test_questions(data: BenchmarkData) -> Iterable[dict[str, Any]]:
+    if data.origin is None:
+        return read_questions(data.root / _TEST)
+    table = find_table(data.root, None, "test")
+    if table is None:
+        raise FileNotFoundError(f"{data.root}: the split test is not there any more: the submission needs its numbers")
+    return table[0].rows()
 
 
 BENCHMARK = Benchmark(
@@ -66,11 +95,13 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=("answer_type", "question_type"),
     import_predictions=by_question_id,
+    hub=(_HUB,),
 )
 
 BENCHMARK_TEST_DEV = dataclasses.replace(
     BENCHMARK,
     name="vqav2_test_dev",
+    shares_folder="vqav2",
     split="test-dev2015",
     data_needed=f"--data-root DIR with DIR/vqav2/{{{_TEST_DEV},{_TEST},test2015/COCO_test2015_*.jpg}}: "
     "https://visualqa.org/download.html",
@@ -79,5 +110,6 @@ BENCHMARK_TEST_DEV = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    hub=(dataclasses.replace(_HUB, splits=((None, "testdev"),), sample=_test_from_hub, also_needed=((None, "test"),)),),
     submission=Submission("vqav2_test_dev_submission.json", write_submission),
 )

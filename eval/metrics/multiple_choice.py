@@ -2,12 +2,14 @@
 
 Official scripts: `llava/eval/eval_science_qa.py` (ScienceQA) and `scripts/convert_seed_for_submission.py` (SEED-Bench)
 of https://github.com/haotian-liu/LLaVA; `vlmeval/utils/matching_util.py` of https://github.com/open-compass/VLMEvalKit
-at its commit e8e78f05 (MMBench, `--judge exact_matching`).
+at its commit e8e78f05 (MMBench, `--judge exact_matching`); `lmms_eval/tasks/ai2d/utils.py` of
+https://github.com/EvolvingLMMs-Lab/lmms-eval (AI2D).
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from eval.metrics.rows import check_rows
 
 LETTERS = "ABCDEFGHIJ"
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SCIENCE_QA = tuple("ABCDE")
 _API_FAILED = "Failed to obtain answer via API"
 _REFUSALS = (
@@ -42,6 +45,16 @@ def parse_science_qa(text: str) -> str | None:
 def parse_exact_letter(text: str) -> str | None:
     """SEED-Bench's reading in LLaVA: the answer is a capital letter and nothing else, not even white space."""
     return text if len(text) == 1 and text in LETTERS else None
+
+
+def parse_lmms_letter(text: str) -> str | None:
+    """lmms-eval's reading of AI2D: a capital and a period in front, or else one letter and no more but punctuation.
+
+    "B. dog" and "(b)" are B; "The answer is B" and "B dog" are None, wrong.
+    """
+    front = re.match(r"\s*([A-Z])\.", text)
+    letter = (front[1] if front else text).strip().lower().translate(_NO_PUNCTUATION)
+    return letter.upper() if len(letter) == 1 and letter in string.ascii_lowercase else None
 
 
 def parse_mmbench(text: str, choices: Sequence[str]) -> str | None:

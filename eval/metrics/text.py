@@ -2,7 +2,8 @@
 
 Official scripts: the evaluator of the Robust Reading Competition (https://rrc.cvc.uab.es/?ch=17), `metrics.py` of
 https://github.com/google-research/pix2struct (ChartQA has none of its own), `eval.py` of
-https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and `metrics.py` of https://github.com/lil-lab/nlvr.
+https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and
+`nlvr/metrics_images.py` of https://github.com/lil-lab/nlvr.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from eval.metrics.multiple_choice import circular_sums
 from eval.metrics.rows import check_answers, check_rows
+from eval.metrics.yes_no import parse_yes_no_lenient
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -51,11 +53,18 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     return best if best >= threshold else 0.0
 
 
+def anls_lenient(prediction: str, answers: Sequence[str]) -> float:
+    """ANLS that also forgives what stands around the answer: further lines, white space, quotes, a closing period."""
+    line = next(iter(prediction.strip().splitlines()), "")
+    return max(anls(prediction, answers), anls(line.strip().removesuffix(".").strip(" \"'"), answers))
+
+
 def relaxed_accuracy(prediction: str, target: str) -> float:
     """ChartQA: 1.0 if a number is within 5 % of the target's, or else the texts are equal in lower case.
 
     As in pix2struct: "7%" reads as 0.07, commas and signs of money are not read, a target of 0 is compared as text
-    ("0.0" is wrong), and years pass within 5 % as well.
+    ("0.0" is wrong), and years pass within 5 % as well. Qwen-VL's script gives the two in the wrong order and so takes
+    5 % of the prediction; lmms-eval and VLMEvalKit do not.
     """
     found, wanted = _number(prediction), _number(target)
     if found is not None and wanted:
@@ -108,7 +117,7 @@ def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """precision: share of images right; consistency: share of sentences right for every box and permutation.
 
     Rows are {"identifier": "n-m", "label", "prediction"}, one per image (six permutations of each example); the
-    sentence is n, whatever m. Labels and predictions are "true" or "false" in any letter case; another answer is wrong.
+    sentence is n, whatever m. Predictions are read by `parse_nlvr`; a label is "true" or "false" in any letter case.
     """
     check_rows(rows, ("identifier", "label", "prediction"))
     right, number, whole, groups = nlvr_sums(rows).sum(axis=0)
@@ -120,4 +129,19 @@ def _sentence(row: Mapping[str, Any]) -> str:
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
-    return str(row["prediction"]).strip().lower() == str(row["label"]).strip().lower()
+    return parse_nlvr(row["prediction"]) == str(row["label"]).lower()
+
+
+def parse_nlvr(text: str) -> str | None:
+    """How NLVR's script reads the line "PICTURE.png,`text`" of its CSV: "true", "false" or None, which is wrong.
+
+    Letter case and white space behind do not count, nor does what follows a comma; a blank in front or a period does.
+    """
+    answer = text.rstrip().split(",")[0].lower()
+    return answer if answer in ("true", "false") else None
+
+
+def parse_nlvr_lenient(text: str) -> str | None:
+    """A forgiving reading: the first word that says true or false, yes or no; None if there is none."""
+    meaning = {"yes": "true", "no": "false", None: None}
+    return meaning[parse_yes_no_lenient(text)]

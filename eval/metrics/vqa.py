@@ -92,18 +92,23 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "off
 
 def normalize_vqa(text: str) -> str:
     """VQAv2's normalisation: punctuation, periods, letter case, number words, articles, contractions."""
-    return _words(_without_punctuation(_one_line(text), _DIGIT_COMMA_DIGIT), _CONTRACTIONS)
+    return _words(without_punctuation(_one_line(text)), _CONTRACTIONS)
 
 
 def normalize_vizwiz(text: str) -> str:
     """VizWiz's normalisation, of predictions only: VQAv2's with another list of contractions."""
-    return _words(_without_punctuation(_one_line(text), _DIGIT_COMMA_DIGIT), _CONTRACTIONS_VIZWIZ)
+    return _words(without_punctuation(_one_line(text)), _CONTRACTIONS_VIZWIZ)
 
 
 def normalize_m4c(text: str) -> str:
     """TextVQA's normalisation: commas and question marks go first, possessives become words of their own."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _words(_without_punctuation(_one_line(text), _DIGIT_COMMAS_DIGIT), _CONTRACTIONS)
+
+
+def without_punctuation(text: str) -> str:
+    """The part of VQAv2's normalisation that deletes punctuation marks and periods, or makes them spaces."""
+    return _without_punctuation(text, _DIGIT_COMMA_DIGIT)
 
 
 def _one_line(text: str) -> str:

@@ -14,6 +14,7 @@ from eval.metrics.multiple_choice import (
     circular_accuracy,
     parse_exact_letter,
     parse_letter_lenient,
+    parse_lmms_letter,
     parse_mmbench,
     parse_science_qa,
 )
@@ -81,6 +82,17 @@ def test_mme_scores() -> None:
     assert scores["perception"] == scores["OCR"] == pytest.approx(75 + 50)
     assert scores["cognition"] == pytest.approx(50)
     assert scores["unparsed"] == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        *((text, "B") for text in ("B", "b", " B\n", "(B)", "b.", "B.", "B. dog", " B.dog", "B.) A", "*B*")),
+        *((text, None) for text in ("The answer is B", "B dog", "b. dog", "B )", "", "é", "2")),
+    ],
+)
+def test_lmms_letter(text: str, letter: str | None) -> None:
+    assert parse_lmms_letter(text) == letter
 
 
 def test_circular_accuracy_needs_every_rotation() -> None:

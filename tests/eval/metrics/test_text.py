@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from eval.metrics.captions import cider, cider_per_image, tokenize_caption
 from eval.metrics.text import (
     anls,
+    anls_lenient,
     edit_distance,
     gqa_accuracy,
     gqa_accuracy_lenient,
@@ -29,6 +30,7 @@ from eval.metrics.text import (
         ("abc", ["axyz"], 0),
         ("a  b", ["a b"], 1),
         ("ab   ", ["cb"], 0.8),  # lengths are those of the raw texts
+        ("ß", ["xß"], 2 / 3),  # ... in upper case: "XSS" has three letters
         ("", [""], 1),
         ("", ["x"], 0),
         ("dog", ["cat", "dogs"], 0.75),
@@ -38,6 +40,25 @@ from eval.metrics.text import (
 )
 def test_anls(prediction: str, answers: list[str], score: float) -> None:
     assert anls(prediction, answers) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "score"),
+    [
+        ('"12 May".', "12 May", 1),
+        ("1995\nbecause", "1995", 1),
+        (" 1995 ", "1995", 1),
+        (".", ".", 1),
+        ("199", "1995", 0.75),
+    ],
+)
+def test_anls_lenient(prediction: str, answer: str, score: float) -> None:
+    assert anls_lenient(prediction, [answer]) == pytest.approx(score)
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_anls_lenient_is_never_less(prediction: str, answer: str) -> None:
+    assert anls_lenient(prediction, [answer]) >= anls(prediction, [answer])
 
 
 def test_anls_threshold_itself_is_kept() -> None:

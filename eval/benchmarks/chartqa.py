@@ -1,0 +1,127 @@
+"""ChartQA test: questions about charts, 1,250 that people wrote and 1,250 made from summaries by a model.
+
+ChartQA (https://github.com/vis-nlp/ChartQA) has no scorer of its own; the one of the published numbers is
+`relaxed_correctness` in `metrics.py` of https://github.com/google-research/pix2struct. The mean of the two parts is the
+headline, as in the papers. Papers that remove "%" or "," before they compare gain points: that is `..._lenient` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.benchmarks.official import collect, field, find_layout, short_prompt
+from eval.files import read_json
+from eval.measures import Metric, Row
+from eval.metrics.text import relaxed_accuracy, relaxed_accuracy_lenient
+from eval.registry import Benchmark
+from eval.samples import BenchmarkData, Prediction, Sample
+
+PARTS = ("human", "augmented")
+_FOLDERS = ("test", "ChartQA Dataset/test")
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read both parts; ids are PART_NUMBER, counted from 0 as in pix2struct, human first.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a malformed record; the message names file and record.
+    """
+    layouts = [[f"{folder}/test_{part}.json" for part in PARTS] for folder in _FOLDERS]
+    root, files = find_layout("chartqa", data_root, layouts, BENCHMARK.data_needed)
+    samples: list[Sample] = []
+    for part, name in zip(PARTS, files, strict=True):
+        rows = read_json(root / name)
+        if not isinstance(rows, list):
+            raise ValueError(f"{root / name}: expected a list")
+        for number, row in enumerate(rows):
+            where = f"{root / name}, record {number + 1}"
+            image = field(row, ("imgname",), where)
+            samples.append(
+                Sample(
+                    id=f"{part}_{number}",
+                    images=(f"{Path(name).parent.as_posix()}/png/{image}",),
+                    question=field(row, ("query",), where),
+                    target=str(field(row, ("label",), where)),
+                    cluster=image,
+                    categories={"part": part},
+                )
+            )
+    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target", "cluster"))
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """pix2struct's relaxed accuracy and the forgiving one; only an empty answer is unparsed."""
+    answer = text.strip()
+    return {
+        "parsed": answer or None,
+        "parsed_lenient": answer or None,
+        "score": relaxed_accuracy(answer, sample.target),
+        "score_lenient": relaxed_accuracy_lenient(answer, sample.target),
+    }
+
+
+def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+    """Rows whose `question_id` is a sample's id, or its number from 0 in official order, human before augmented.
+
+    A row's `prompt`, as LLaVA writes it, must then begin with the question: an answer file in another order is refused.
+    """
+    samples = {sample.id: sample for sample in data.samples}
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        key = field(row, ("question_id", "questionId"), where)
+        if isinstance(key, int) and 0 <= key < len(data.samples):
+            key = data.samples[key].id
+        sample = samples.get(str(key))
+        asked = row.get("prompt")
+        if sample is not None and asked is not None and not asked.removeprefix("<image>\n").startswith(sample.question):
+            raise ValueError(f"{where}: 'prompt' does not ask the question of {sample.id!r}: {sample.question!r}")
+        return str(key)
+
+    return collect(path, data, find_id, ("text", "answer", "prediction"))
+
+
+def _by_part(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
+    """(rows, 4): score and 1 in the two columns of the row's part."""
+
+    def summands(rows: Sequence[Row]) -> np.ndarray:
+        part = np.eye(2)[[PARTS.index(row["categories"]["part"]) for row in rows]]
+        each = np.array([[float(row[key]), 1.0] for row in rows])
+        return (part[:, :, None] * each[:, None, :]).reshape(len(rows), 4)
+
+    return summands
+
+
+def _mean_of_parts(sums: np.ndarray) -> np.ndarray:
+    """The mean over the parts that have questions."""
+    table = sums.reshape(*sums.shape[:-1], 2, 2)
+    present = table[..., 1] > 0
+    return np.asarray((table[..., 0] / np.maximum(table[..., 1], 1)).sum(axis=-1) / present.sum(axis=-1))
+
+
+BENCHMARK = Benchmark(
+    name="chartqa",
+    split="test",
+    version="2022",
+    reference="https://github.com/google-research/pix2struct",
+    data_needed="--data-root DIR with DIR/chartqa/test/{test_human.json,test_augmented.json,png/*.png} (or all of it "
+    "in DIR/chartqa/ChartQA Dataset/test): https://github.com/vis-nlp/ChartQA",
+    load=load,
+    n_expected=2500,
+    fingerprint=None,
+    prompt_id="llava15_short",
+    prompt=short_prompt,
+    max_new_tokens=32,
+    parser="pix2struct (relaxed_correctness)",
+    judge=judge,
+    metrics=(
+        Metric("relaxed_accuracy", _by_part("score"), _mean_of_parts, primary=True),
+        Metric("relaxed_accuracy_lenient", _by_part("score_lenient"), _mean_of_parts),
+    ),
+    breakdowns=("part",),
+    import_predictions=import_predictions,
+)

@@ -1,0 +1,112 @@
+"""What DocVQA and InfographicVQA share: the files of the Robust Reading Competition (RRC), ANLS, the submission.
+
+Official scorer: the RRC's evaluator (https://rrc.cvc.uab.es/?ch=17), public as `eval_mm/infographicsvqa_eval.py` of
+https://github.com/QwenLM/Qwen-VL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.official import field, find_layout
+from eval.files import read_json
+from eval.measures import Metric, mean_of
+from eval.metrics.text import anls, anls_lenient
+from eval.samples import BenchmarkData, Prediction, Sample
+
+METRICS: tuple[Metric, ...] = (mean_of("anls", primary=True), mean_of("anls_lenient", "score_lenient"))
+MAX_NEW_TOKENS = 128
+"""As LLaVA-1.5 generates: answers are spans of the document, which lmms-eval's 32 would cut."""
+
+
+def load_rrc(
+    benchmark: str,
+    data_root: Path | None,
+    layouts: Mapping[str, str],
+    data_needed: str,
+    *,
+    image: str,
+    document: Sequence[str],
+    types: Mapping[str, str],
+    scored: bool,
+) -> BenchmarkData:
+    """Read the questions of a split.
+
+    Args:
+        layouts: file of questions -> folder of its images, for each layout in which the data were ever published.
+        image: field that holds the image's file, whose folder, if it names one, does not count.
+        document: fields of which the first one that a question has names its cluster.
+        types: category -> field with the question's labels; only the files `..._withQT.json` have them.
+        scored: whether the questions have answers.
+
+    Raises:
+        FileNotFoundError: no file of questions is there.
+        ValueError: a malformed record, or one without answers in a scored split; the message names file and record.
+    """
+    root, (name,) = find_layout(benchmark, data_root, [(file,) for file in layouts], data_needed)
+    samples = []
+    for number, row in enumerate(_rows(root / name), 1):
+        where = f"{root / name}, record {number}"
+        answers = _answers(row, where) if scored else ()
+        file = Path(str(field(row, (image,), where))).name
+        samples.append(
+            Sample(
+                id=_identifier(row, where),
+                images=(f"{layouts[name]}/{file}",),
+                question=field(row, ("question",), where),
+                target=answers[0] if answers else "",
+                cluster=str(field(row, (*document, image), where)),
+                categories={category: _labels(row, key, where) for category, key in types.items()},
+                answers=answers,
+            )
+        )
+    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target", "answers"))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    content = read_json(path)
+    rows = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected an object with a list 'data'")
+    return rows
+
+
+def _identifier(row: dict[str, Any], where: str) -> str:
+    number = field(row, ("questionId",), where)
+    if not isinstance(number, int):
+        raise ValueError(f"{where}: 'questionId' must be a whole number, found {number!r}")
+    return str(number)
+
+
+def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    answers = field(row, ("answers",), where)
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{where}: 'answers' must be a list of at least one text, found {answers!r}")
+    return tuple(answers)
+
+
+def _labels(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    labels = row.get(key) or ()
+    if isinstance(labels, str):
+        raise ValueError(f"{where}: {key!r} must be a list of labels, found {labels!r}")
+    return tuple(labels)
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """ANLS of the answer as it came, and of what it says; only an empty answer is unparsed."""
+    answer = text.strip() or None
+    return {
+        "parsed": answer,
+        "parsed_lenient": answer,
+        "score": anls(text, sample.answers),
+        "score_lenient": anls_lenient(text, sample.answers),
+    }
+
+
+def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """The server's list of {"questionId": number, "answer": text}: each question once, and no answer may be a list."""
+    rows = [{"questionId": int(sample.id), "answer": predictions[sample.id].text.strip()} for sample in data.samples]
+    return json.dumps(rows, ensure_ascii=False)

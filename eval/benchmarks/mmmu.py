@@ -1,0 +1,292 @@
+"""MMMU, validation split: college questions of 30 subjects, 847 with options and 53 with free answers.
+
+Official scorer: `mmmu/` of https://github.com/MMMU-Benchmark/MMMU (`main_parse_and_eval.py` over raw responses,
+`main_eval_only.py` over read ones); data: https://huggingface.co/datasets/MMMU/MMMU. Where the official script cannot
+read a letter it draws one: here such an answer is unparsed and wrong in `accuracy`, and `accuracy_with_guesses` gives
+the average of the official result over its draws. The official harness shows LLaVA the first picture only and answers
+questions with pictures in the options at random; here the model is shown all pictures of a question.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, read_answers
+from eval.files import read_json
+from eval.measures import mean_of
+from eval.metrics.mmmu import mmmu_open_is_right, parse_mmmu_choice
+from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient
+from eval.registry import Benchmark, Submission
+from eval.samples import BenchmarkData, Prediction, Sample
+from eval.stored_images import StoredImages, file_identity
+
+DOMAINS = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        *("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine"),
+        *("Pharmacy", "Public_Health"),
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Psychology", "Sociology"),
+    "Tech and Engineering": (
+        *("Agriculture", "Architecture_and_Engineering", "Computer_Science", "Electronics"),
+        *("Energy_and_Power", "Materials", "Mechanical_Engineering"),
+    ),
+}
+SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in subjects))
+_CHOICE = "multiple-choice"
+_ANSWERS = "answer_dict_val.json"
+_IMAGE = re.compile(r"image_\d+")
+_COMPARED = ("id", "target", "answers")
+
+
+def load(data_root: Path | None = None) -> BenchmarkData:
+    """Read the tables of all subjects or, where there are none, the truth alone (answer_dict_val.json).
+
+    The truth alone is enough to score answers whose letters are read already; raw answers need the tables' options.
+
+    Raises:
+        FileNotFoundError: neither is there; the message names the first table.
+        ValueError: a malformed record; the message names file and record.
+    """
+    try:
+        root = find_folder("mmmu", data_root, SUBJECTS, BENCHMARK.data_needed)
+    except FileNotFoundError as missing_tables:
+        try:
+            root = find_folder("mmmu", data_root, [_ANSWERS], BENCHMARK.data_needed)
+        except FileNotFoundError:
+            raise missing_tables from None
+        return _load_truth(root)
+    tables = [table for subject in SUBJECTS for table in _tables_of(root / subject)]
+    origin = [file_identity(table) for table in tables]
+    images = StoredImages.in_cache("mmmu", origin, functools.partial(_read_images, tables))
+    samples = tuple(sample for table in tables for sample in _read_table(table))
+    return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    tables = sorted(folder.glob("validation-*.parquet"))
+    if not tables:
+        raise FileNotFoundError(f"{folder}/validation-*.parquet: no such file: {BENCHMARK.data_needed}")
+    return tables
+
+
+def _open_table(path: Path) -> Any:
+    """The Parquet file; ValueError if it is none."""
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: no Parquet file: {error}") from error
+
+
+def _read_table(path: Path) -> Iterator[Sample]:
+    """The samples of a table; of its images only which ones there are."""
+    table = _open_table(path)
+    texts = ["id", "question", "options", "answer", "question_type"]
+    missing = [name for name in texts if name not in table.schema_arrow.names]
+    if missing:
+        raise ValueError(f"{path}: no column {missing[0]!r}")
+    images = sorted(name for name in table.schema_arrow.names if _IMAGE.fullmatch(name))
+    rows = table.read(columns=[*texts, *(f"{name}.path" for name in images)]).to_pylist()
+    for number, row in enumerate(rows, 1):
+        shown = [name for name in images if row[name] is not None]
+        yield _read(row, shown, f"{path}, record {number}")
+
+
+def _read(row: Mapping[str, Any], images: Sequence[str], where: str) -> Sample:
+    number, answer = str(field(row, ("id",), where)), str(field(row, ("answer",), where))
+    choices: tuple[str, ...] = ()
+    answers = _texts(answer) if answer.startswith(("['", '["')) else (answer,)
+    if field(row, ("question_type",), where) == _CHOICE:
+        choices, answers = _texts(field(row, ("options",), where)), (answer,)
+        if len(answer) != 1 or answer not in LETTERS[: len(choices)]:
+            raise ValueError(f"{where}: 'answer' must be the letter of one of {len(choices)} options, found {answer!r}")
+    if not answers:
+        raise ValueError(f"{where}: 'answer' must be a text or a list of texts, found {answer!r}")
+    pictures = tuple(f"{number}/{image}.png" for image in images)
+    question = str(field(row, ("question",), where))
+    return _sample(number, answers, bool(choices), where, question=question, choices=choices, images=pictures)
+
+
+def _texts(literal: str) -> tuple[str, ...]:
+    """The list that the tables hold as a Python literal; () if it is none."""
+    try:
+        values = ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(map(str, values)) if isinstance(values, list) else ()
+
+
+def _sample(
+    number: str,
+    answers: tuple[str, ...],
+    is_choice: bool,
+    where: str,
+    *,
+    question: str = "",
+    choices: tuple[str, ...] = (),
+    images: tuple[str, ...] = (),
+) -> Sample:
+    subject = _subject(number)
+    domain = next((name for name, subjects in DOMAINS.items() if subject in subjects), None)
+    if domain is None:
+        raise ValueError(f"{where}: 'id' must be validation_SUBJECT_NUMBER, found {number!r}")
+    kind = _CHOICE if is_choice else "open"
+    return Sample(
+        id=number,
+        images=images,
+        question=question,
+        target=answers[0],
+        cluster=number,
+        categories={"domain": domain, "subject": subject, "question_type": kind},
+        answers=answers,
+        choices=choices,
+    )
+
+
+def _subject(number: str) -> str:
+    return "_".join(number.split("_")[1:-1])
+
+
+def _load_truth(root: Path) -> BenchmarkData:
+    content = read_json(root / _ANSWERS)
+    if not isinstance(content, dict):
+        raise ValueError(f"{root / _ANSWERS}: expected an object, id -> question_type and ground_truth")
+    rows = [{"id": number, **truth} for number, truth in content.items() if isinstance(truth, dict)]
+    return _truth(root, root / _ANSWERS, rows)
+
+
+def load_from_predictions(path: Path) -> BenchmarkData:
+    """The truth of an official output file, whose rows repeat `question_type`, `answer` and the options."""
+    return _truth(path.parent, path, _rows(path))
+
+
+def _truth(root: Path, path: Path, rows: Sequence[Mapping[str, Any]]) -> BenchmarkData:
+    """Samples without question; the picture they name is the table that would have to be there to be shown one."""
+    samples = []
+    for at, row in enumerate(rows, 1):
+        where = f"{path}, record {at}"
+        answer = field(row, ("ground_truth", "answer"), where)
+        answers = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+        number = str(field(row, ("id",), where))
+        is_choice = field(row, ("question_type",), where) == _CHOICE
+        choices = tuple(map(str, row.get("index2ans", {}).values()))
+        table = f"{_subject(number)}/validation-00000-of-00001.parquet"
+        samples.append(_sample(number, answers, is_choice, where, choices=choices, images=(table,)))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED)
+
+
+def _read_images(tables: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """The bytes of images ID/image_N.png, subject after subject."""
+    for path in tables:
+        wanted = [name for name in names if _subject(name.split("/")[0]) == path.parent.name]
+        columns = sorted({Path(name).stem for name in wanted})
+        for batch in _open_table(path).iter_batches(16, columns=["id", *columns]) if wanted else ():
+            rows = {row["id"]: row for row in batch.to_pylist()}
+            for name in wanted:
+                number, image = name.removesuffix(".png").split("/")
+                if number in rows:
+                    yield name, rows[number][image]["bytes"]
+
+
+def prompt(sample: Sample) -> str:
+    """The official prompts (`configs/llava1.5.yaml`): options in parentheses; `<image 1>` stays in the text."""
+    if sample.categories["question_type"] != _CHOICE:
+        return f"{sample.question}\n{SHORT_SUFFIX}"
+    options = "".join(f"({letter}) {choice}\n" for letter, choice in zip(LETTERS, sample.choices, strict=False))
+    return f"{sample.question}\n\n{options}\n{LETTER_SUFFIX}"
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The official reading and the forgiving one (of letters; the official one of free answers forgives enough).
+
+    `score_with_guesses` is the chance that the official script is right: one in the number of options where it draws.
+    """
+    if sample.categories["question_type"] != _CHOICE:
+        score = float(mmmu_open_is_right(text, sample.answers))
+        read = text.strip() or None
+        scores = dict.fromkeys(("score", "score_lenient", "score_with_guesses"), score)
+        return {"parsed": read, "parsed_lenient": read, **scores}
+    if sample.choices:
+        official = parse_mmmu_choice(text, sample.choices)
+        lenient = official or parse_letter_lenient(text, sample.choices)
+    else:
+        official = lenient = text if len(text) == 1 and text in LETTERS else None
+    guess = 1 / len(sample.choices) if official is None and sample.choices else 0.0
+    score = float(official == sample.target)
+    return {
+        "parsed": official,
+        "parsed_lenient": lenient,
+        "score": score,
+        "score_lenient": float(lenient == sample.target),
+        "score_with_guesses": score or guess,
+    }
+
+
+def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+    """The official {id: answer}, the official list of rows with `response`, or LLaVA's rows with `question_id`."""
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        return str(field(row, ("id", "question_id"), where))
+
+    return collect(path, data, find_id, ("response", "text"), rows=_rows(path))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an answer file; those of an object id -> answer as `id` and `response`."""
+    try:
+        content = read_json(path)
+    except ValueError:
+        return read_answers(path)  # JSON Lines
+    if isinstance(content, dict) and not {"id", "question_id"} & set(content):
+        return [{"id": number, "response": text} for number, text in content.items()]
+    return read_answers(path)
+
+
+def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """The object id -> answer that `main_eval_only.py` scores; an answer without a letter stands as it was given."""
+    answers = {}
+    for sample in data.samples:
+        text = predictions[sample.id].text
+        is_choice = sample.categories["question_type"] == _CHOICE
+        answers[sample.id] = (judge(text, sample)["parsed"] or text) if is_choice else text
+    return json.dumps(answers, indent=1, ensure_ascii=False)
+
+
+BENCHMARK = Benchmark(
+    name="mmmu",
+    split="validation",
+    version="bb0b95a9",
+    reference="https://github.com/MMMU-Benchmark/MMMU",
+    data_needed="--data-root DIR with DIR/mmmu/SUBJECT/validation-*.parquet for the 30 subjects: "
+    f"huggingface.co/datasets/MMMU/MMMU; to score answers whose letters are read, DIR/mmmu/{_ANSWERS}; to score an "
+    "official output file that holds options and truth, neither",
+    load=load,
+    n_expected=900,
+    fingerprint=None,
+    prompt_id="mmmu_llava15",
+    prompt=prompt,
+    max_new_tokens=128,
+    parser="official (eval_utils.py), unread letters = wrong",
+    judge=judge,
+    metrics=(
+        mean_of("accuracy", primary=True),
+        mean_of("accuracy_with_guesses", "score_with_guesses"),
+        mean_of("accuracy_lenient", "score_lenient"),
+    ),
+    cluster="question",
+    breakdowns=("domain", "subject", "question_type"),
+    import_predictions=import_predictions,
+    load_from_predictions=load_from_predictions,
+    submission=Submission("mmmu_val_output.json", write_submission),
+)

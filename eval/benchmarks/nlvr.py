@@ -1,0 +1,180 @@
+"""NLVR (v1): is a sentence true of a picture of three boxes? Every example is shown in its six orders of the boxes.
+
+Official scorer: `nlvr/metrics_images.py` of https://github.com/lil-lab/nlvr; the public dev split is the one reported.
+`nlvr_test` and `nlvr_hidden` are the other two splits with labels (the hidden one is public since 2022). Precision is
+over pictures, consistency over sentences: right for every box order of every example of the sentence (up to 24
+pictures). No prompt is published; this one asks for one word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.benchmarks.official import collect, field, find_folder, read_answers
+from eval.files import read_json_lines
+from eval.measures import Metric, Row, mean_of
+from eval.metrics.multiple_choice import circular_sums
+from eval.metrics.text import parse_nlvr, parse_nlvr_lenient
+from eval.registry import Benchmark, Submission
+from eval.samples import BenchmarkData, Prediction, Sample
+
+ORDERS = 6
+"""Pictures of an example: the permutations of its three boxes."""
+_QUESTION = "\nIs this statement true or false? Answer with a single word."
+
+
+def load(data_root: Path | None, split: str, data_needed: str) -> BenchmarkData:
+    """Read SPLIT/SPLIT.json; one sample for each PNG, called like it.
+
+    The hidden split does not say in which folder a picture lies: it is looked for, and where there are no pictures
+    their place is left open (they are not needed for scoring).
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: a malformed record; the message names file and record.
+    """
+    root = find_folder("nlvr", data_root, [f"{split}/{split}.json"], data_needed)
+    path = root / split / f"{split}.json"
+    folders = {image.name: image.parent.name for image in (root / split / "images").glob("*/*.png")}
+    samples: list[Sample] = []
+    for number, row in enumerate(read_json_lines(path), 1):
+        samples += _read(row, split, folders, f"{path}, record {number}")
+    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target"))
+
+
+def _read(row: dict[str, Any], split: str, folders: Mapping[str, str], where: str) -> list[Sample]:
+    """The samples of one example."""
+    identifier, label = field(row, ("identifier",), where), str(field(row, ("label",), where)).lower()
+    if label not in ("true", "false"):
+        raise ValueError(f"{where}: 'label' must be true or false, found {row['label']!r}")
+    sentence = field(row, ("sentence",), where)
+    samples = []
+    for order in range(ORDERS):
+        name = f"{split}-{identifier}-{order}"
+        folder = row.get("directory") or folders.get(f"{name}.png", "*")
+        samples.append(
+            Sample(
+                id=name,
+                images=(f"{split}/images/{folder}/{name}.png",),
+                question=sentence,
+                target=label,
+                cluster=identifier.split("-")[0],
+                categories={"label": label},
+            )
+        )
+    return samples
+
+
+def prompt(sample: Sample) -> str:
+    """The sentence, and the question whether it is true."""
+    return sample.question + _QUESTION
+
+
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The official reading of the prediction and the forgiving one; `group` is the sentence."""
+    official, lenient = parse_nlvr(text), parse_nlvr_lenient(text)
+    return {
+        "parsed": official,
+        "parsed_lenient": lenient,
+        "score": float(official == sample.target),
+        "score_lenient": float(lenient == sample.target),
+        "group": sample.cluster,
+    }
+
+
+def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+    """The official CSV (lines `PICTURE.png,true`, without header), or rows with `question_id` = picture and `text`."""
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        return str(field(row, ("question_id", "image"), where)).split("/")[-1].removesuffix(".png")
+
+    rows = _read_csv(path) if path.suffix == ".csv" else read_answers(path)
+    return collect(path, data, find_id, rows=rows)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    """As the official script reads it: what stands between the first and the second comma, blanks before it included.
+
+    Raises:
+        ValueError: a line without comma; the message names file and line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        name, comma, rest = line.strip().partition(",")
+        if not comma:
+            raise ValueError(f"{path}, line {number}: expected PICTURE.png,true or PICTURE.png,false, found {line!r}")
+        rows.append({"image": name, "text": rest.split(",")[0]})
+    return rows
+
+
+def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """The CSV that the official script scores; an answer that is neither true nor false stands as `unparsed`, wrong."""
+    answers = ((sample.id, parse_nlvr(predictions[sample.id].text) or "unparsed") for sample in data.samples)
+    return "".join(f"{name}.png,{answer}\n" for name, answer in answers)
+
+
+def _consistency(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
+    return lambda rows: circular_sums(rows, "group", key)
+
+
+def _data_needed(split: str) -> str:
+    return (
+        f"--data-root DIR with DIR/nlvr/{split}/{{{split}.json,images/N/{split}-*.png}}: the folder `nlvr` of "
+        "github.com/lil-lab/nlvr"
+    )
+
+
+BENCHMARK = Benchmark(
+    name="nlvr",
+    split="dev",
+    version="1.0",
+    reference="https://github.com/lil-lab/nlvr",
+    data_needed=_data_needed("dev"),
+    load=partial(load, split="dev", data_needed=_data_needed("dev")),
+    n_expected=5934,
+    fingerprint="a57808067b9edb0d09e77d6460600937947749d3c356be6230927e92961f5af3",
+    prompt_id="true_or_false",
+    prompt=prompt,
+    max_new_tokens=16,
+    parser="official (metrics_images.py)",
+    judge=judge,
+    metrics=(
+        mean_of("precision", primary=True),
+        Metric("consistency", _consistency("score")),
+        mean_of("precision_lenient", "score_lenient"),
+        Metric("consistency_lenient", _consistency("score_lenient")),
+    ),
+    cluster="sentence",
+    breakdowns=("label",),
+    options=lambda _: ("True", "False"),
+    import_predictions=import_predictions,
+    submission=Submission("nlvr_dev_predictions.csv", write_submission),
+)
+
+BENCHMARK_TEST = dataclasses.replace(
+    BENCHMARK,
+    name="nlvr_test",
+    split="test",
+    data_needed=_data_needed("test"),
+    load=partial(load, split="test", data_needed=_data_needed("test")),
+    n_expected=5940,
+    fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
+    submission=Submission("nlvr_test_predictions.csv", write_submission),
+)
+
+BENCHMARK_HIDDEN = dataclasses.replace(
+    BENCHMARK,
+    name="nlvr_hidden",
+    split="hidden",
+    data_needed=_data_needed("hidden"),
+    load=partial(load, split="hidden", data_needed=_data_needed("hidden")),
+    n_expected=5910,
+    fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",
+    submission=Submission("nlvr_hidden_predictions.csv", write_submission),
+)

@@ -1,0 +1,1 @@
+"""Where others' evaluation harnesses meet ours: models for them, and our benchmarks as their tasks."""
