@@ -67,8 +67,8 @@ def estimate(
     Where no draw differs because the value is 0 or the largest, or because there is one cluster only, the spread is not
     0: the interval is Wilson's then, with the number of clusters as the number of trials (the cautious reading: the
     answers within one cluster may be copies of each other), and there is no standard error. Without bounds one cluster
-    has no interval (None). Draws in which the statistic is not defined (no question of some kind) do not count; where
-    it is not defined at all, the value is None.
+    has no interval (None). Clusters and draws in which the statistic is not a number (no question of some kind) do not
+    count; where it is not a number at all, the value is None.
 
     Raises:
         ValueError: there are no samples.
@@ -83,10 +83,11 @@ def estimate(
         return found | {"value": None}
     draws = resampled_statistics(sums, statistic, resamples, seed)
     draws = draws[np.isfinite(draws)]
-    if largest is not None and (len(sums) == 1 or (value in (0.0, largest) and (draws == value).all())):
-        low, high = wilson_interval(value / largest * len(sums), len(sums))
+    trials = int(np.isfinite(statistic(sums)).sum())
+    if largest is not None and (trials == 1 or (value in (0.0, largest) and (draws == value).all())):
+        low, high = wilson_interval(value / largest * trials, trials)
         return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
-    if len(sums) == 1:
+    if trials == 1:
         return found
     low, high = np.percentile(draws, [2.5, 97.5])
     spread = {"ci95": [float(low), float(high)], "se": float(draws.std(ddof=1)), "method": "cluster_bootstrap"}

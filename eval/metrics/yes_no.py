@@ -151,14 +151,15 @@ def mme_sums(rows: Sequence[Mapping[str, Any]], key: str = "score") -> np.ndarra
 def mme_points(categories: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
     """The statistic over `mme_sums`: sum over these categories of 100 (accuracy + accuracy+), 0 to 200 each.
 
-    accuracy+ is the share of images with both questions right; a category without rows gives nothing.
+    accuracy+ is the share of images with both questions right; a category without rows gives nothing, and where none
+    has rows, there are no points (not a number).
     """
     places = [(*PERCEPTION, *COGNITION).index(category) for category in categories]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         table = sums.reshape(*sums.shape[:-1], -1, 4)[..., places, :]
         shares = _ratio(table[..., 0], table[..., 1]) + _ratio(table[..., 2], table[..., 3])
-        return np.asarray(100 * shares.sum(axis=-1))
+        return np.where(table[..., 1].any(axis=-1), 100 * shares.sum(axis=-1), np.nan)
 
     return statistic
 
@@ -190,5 +191,5 @@ def mme_scores(
     sums = mme_sums(scored).sum(axis=0)
     categories = [name for name in (*PERCEPTION, *COGNITION) if any(name == category for category, _ in present)]
     groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in categories}
-    points = {name: float(mme_points(members)(sums)) for name, members in groups.items()}
+    points = {name: float(np.nan_to_num(mme_points(members)(sums))) for name, members in groups.items()}
     return points | {"unparsed": answers.count(None) / len(rows)}

@@ -118,7 +118,7 @@ def test_circular_accuracy_needs_every_rotation() -> None:
         ("I would say here B", None, None, "B", "B"),
         ("Cannot determine the answer: B", None, None, None, "B"),
         ("Z or a dog", None, None, None, "B"),
-        ("Failed to obtain answer via API", None, None, None, None),
+        ("Failed to obtain answer via API: B", None, None, None, "B"),
         ("Blue", None, None, None, None),
         (" B", None, None, "B", "B"),
         ("a dog", None, None, "B", "B"),
