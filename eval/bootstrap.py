@@ -55,6 +55,7 @@ def estimate(
     resamples: int = RESAMPLES,
     seed: int = SEED,
     largest: float | None = 1.0,
+    is_centred: bool = False,
 ) -> dict[str, Any]:
     """Value, standard error and 95 % interval (percentile bootstrap over clusters) of a statistic of summed components.
 
@@ -63,6 +64,8 @@ def estimate(
         clusters: the cluster of each sample.
         statistic: maps summed components (..., k) to values (...).
         largest: the largest value there is, if the smallest is 0; None if there are no such bounds, as of a difference.
+        is_centred: the interval is the spread of the draws around their mean, put at the value: for a statistic that
+            drawing itself raises, such as a chi-square, whose draws all lie above it.
 
     Where no draw differs because the value is 0 or the largest, or because there is one cluster only, the spread is not
     0: the interval is Wilson's then, with the number of clusters as the number of trials (the cautious reading: the
@@ -83,12 +86,16 @@ def estimate(
         return found | {"value": None}
     draws = resampled_statistics(sums, statistic, resamples, seed)
     draws = draws[np.isfinite(draws)]
-    trials = int(np.isfinite(statistic(sums)).sum())
-    if largest is not None and (trials == 1 or (value in (0.0, largest) and (draws == value).all())):
-        low, high = wilson_interval(value / largest * trials, trials)
-        return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
-    if trials == 1:
-        return found
+    if (draws == value).all():
+        trials = int(np.isfinite(statistic(sums)).sum()) or len(sums)
+        if largest is not None and not is_centred and (trials == 1 or value in (0.0, largest)):
+            low, high = wilson_interval(value / largest * trials, trials)
+            return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
+        if trials == 1:
+            return found
     low, high = np.percentile(draws, [2.5, 97.5])
-    spread = {"ci95": [float(low), float(high)], "se": float(draws.std(ddof=1)), "method": "cluster_bootstrap"}
-    return found | spread | {"B": resamples, "seed": seed}
+    if is_centred:
+        low, high = value + draws.mean() - high, value + draws.mean() - low
+    spread = {"ci95": [float(low), float(high)], "se": float(draws.std(ddof=1))}
+    method = "cluster_bootstrap_centred" if is_centred else "cluster_bootstrap"
+    return found | spread | {"method": method, "B": resamples, "seed": seed}

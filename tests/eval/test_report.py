@@ -74,6 +74,15 @@ def test_answers_are_escaped(evaluation: Path) -> None:
     assert "&lt;script&gt;alert" in page
 
 
+def test_gallery_offers_each_label_of_a_question(evaluation: Path) -> None:
+    samples = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text().splitlines()]
+    samples[0] |= {"categories": {"answer_type": ["form", "table/list"], "evidence": []}}
+    (evaluation / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    page = write_report(evaluation)
+    assert "<option>form</option><option>shape</option><option>table/list</option>" in page
+    assert """data-kinds='[&quot;form&quot;, &quot;table/list&quot;]'""" in page
+
+
 def test_partial_run_shows_no_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     evaluate(benchmark, FakeGenerator(), tmp_path / "eval", data_root, limit=20)
     page = write_report(tmp_path / "eval" / "easy_vqa")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.answer_files import read_answers
 from eval.benchmarks.ai2d_letters import Style, draw_letters, has_letters
 from eval.registry import get_benchmark
 from eval.results import score_samples
@@ -170,6 +171,13 @@ def test_vlmevalkit_table_holds_the_same_questions(name: str, file: str, officia
     assert Image.open(data.image_root / "3001.png").getpixel((0, 0)) == (0, 0, 255)
 
 
+def test_a_table_that_does_not_tell_which_images_have_letters(official: Path) -> None:
+    path = table(official, "AI2D_TEST.tsv")
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    write(path, "".join("\t".join([*row[:8], row[9]]) + "\n" for row in rows))
+    assert {sample.categories["letters"] for sample in load(official).samples} == {()}
+
+
 def test_the_table_of_the_other_version_is_not_taken(tmp_path: Path) -> None:
     table(tmp_path / "ai2d", "AI2D_TEST_NO_MASK.tsv")
     with pytest.raises(FileNotFoundError, match=r"AI2D_TEST\.tsv: no such file"):
@@ -207,14 +215,18 @@ def test_answers_in_vlmevalkit_and_llava_form(official: Path, tmp_path: Path) ->
     importer = get_benchmark("ai2d").import_predictions
     assert importer is not None
     rows = "index\tanswer\tprediction\n700\tB\tB. grass\n3000\tB\tThe answer is B.\n3001\tD\t(d)\n"
-    found = importer(write(tmp_path / "a.tsv", rows), data)
+    found = importer(read_answers(write(tmp_path / "a.tsv", rows)), data).predictions
     scores = [(row["score"], row["score_lenient"]) for row in score_samples(get_benchmark("ai2d"), data.samples, found)]
     assert scores == [(1, 1), (0, 1), (1, 1)]
+    with pytest.raises(
+        ValueError, match=r"record 1: .*\(index, prediction\)"
+    ):  # the truth is never taken for the answer
+        importer(read_answers(write(tmp_path / "truth.tsv", "index\tanswer\n700\tB\n")), data)
     llava = [{"question_id": "30.png-1", "text": "D"}, {"question_id": 700, "text": "A"}]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in llava))
-    assert importer(path, data) == {
+    assert importer(read_answers(path), data).predictions == {
         "30.png-1": Prediction("30.png-1", "D"),
         "7.png-0": Prediction("7.png-0", "A"),
     }
     with pytest.raises(ValueError, match="record 1: 'index' must be a number, found 'fox'"):
-        importer(write(tmp_path / "b.jsonl", json.dumps({"question_id": "fox", "text": "A"})), data)
+        importer(read_answers(write(tmp_path / "b.jsonl", json.dumps({"question_id": "fox", "text": "A"}))), data)

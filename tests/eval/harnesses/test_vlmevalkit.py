@@ -13,6 +13,7 @@ from PIL import Image
 from defocus_mllm.console import run_script
 from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX
 from eval.generator import Request, TransformersGenerator
+from eval.harnesses.chat_requests import ChatRequest
 from eval.harnesses.vlmevalkit import main
 from eval.harnesses.vlmevalkit_model import llava_prompt, prompt_form
 from tests.eval.harnesses.conftest import StandIn
@@ -65,12 +66,14 @@ def test_images_stay_where_they_stand_between_words(stand_in: StandIn, model_dir
     stand_in.ask("own", {"message": words_last}, {"message": between})
     launch(stand_in, model_dir, "--data", "own")
     generator = TransformersGenerator(model_dir, "cpu")
-    red, blue = (Path(picture) for picture in pictures[:2])
-    asked = [
-        (red, blue, "what color is the shape?", "is it red?"),
-        ("what color is the shape?", red, "is it red?", blue),
+    red, blue = ({"type": "image", "url": picture} for picture in pictures[:2])
+    color, is_red = ({"type": "text", "text": words} for words in ("what color is the shape?", "is it red?"))
+    asked = [[red, blue, color, is_red], [color, red, is_red, blue]]
+    requests = [
+        ChatRequest.of("1", lambda content=content: [{"role": "user", "content": content}])  # type: ignore[misc]
+        for content in asked
     ]
-    expected = [generator.generate([Request.interleaved("1", parts)], TOKENS)[0].text for parts in asked]
+    expected = [generator.generate([request], TOKENS)[0].text for request in requests]
     assert stand_in.answers("model", "own") == expected
     assert expected[0] != expected[1]
 
@@ -131,7 +134,7 @@ def test_rows_that_the_kit_leaves_out_are_counted(
     (stand_in.data / "own.tsv").write_text("index\tquestion\n0\tis it red?\n1\twhy?\n")
     launch(stand_in, model_dir, "--data", "own", "--mode", "infer")
     printed = capsys.readouterr().out
-    assert "own: 1 answers (1 rows of" in printed
+    assert "own: 1 answers (1 of 2 rows of" in printed
     assert "not scored: --mode infer" in printed
 
 
