@@ -55,6 +55,7 @@ def estimate(
     resamples: int = RESAMPLES,
     seed: int = SEED,
     is_share: bool = True,
+    is_centred: bool = False,
 ) -> dict[str, Any]:
     """Value, standard error and 95 % interval (percentile bootstrap over clusters) of a statistic of summed components.
 
@@ -63,6 +64,8 @@ def estimate(
         clusters: the cluster of each sample.
         statistic: maps summed components (..., k) to values (...).
         is_share: False where 0 and 1 are values like any other, as of a difference.
+        is_centred: the interval is the spread of the draws around their mean, put at the value: for a statistic that
+            drawing itself raises, such as a chi-square, whose draws all lie above it.
 
     A share (accuracy, F1, ...) at 0 or 1, where no draw differs, gets Wilson's interval with the number of clusters as
     the number of trials (the cautious reading: the answers within one cluster may be copies of each other), and no
@@ -76,15 +79,17 @@ def estimate(
     sums = cluster_sums(np.asarray(components, dtype=float), clusters)
     value = float(statistic(sums.sum(axis=0)))
     draws = resampled_statistics(sums, statistic, resamples, seed)
-    if is_share and value in (0.0, 1.0) and (draws == value).all():
+    if is_share and not is_centred and value in (0.0, 1.0) and (draws == value).all():
         interval = wilson_interval(value * len(sums), len(sums))
         return {"value": value, "ci95": list(interval), "se": None, "method": "wilson", "cluster": cluster_name}
     low, high = np.percentile(draws, [2.5, 97.5])
+    if is_centred:
+        low, high = value + draws.mean() - high, value + draws.mean() - low
     return {
         "value": value,
         "ci95": [float(low), float(high)],
         "se": float(draws.std(ddof=1)),
-        "method": "cluster_bootstrap",
+        "method": "cluster_bootstrap_centred" if is_centred else "cluster_bootstrap",
         "cluster": cluster_name,
         "B": resamples,
         "seed": seed,

@@ -61,7 +61,7 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
             raise ValueError(f"{a} and {b} are not comparable: benchmark.{field} is {found[0]!r} and {found[1]!r}")
     benchmark = get_benchmark(results[0]["benchmark"]["name"])
     if not benchmark.metrics:
-        raise ValueError(f"{benchmark.name}: not scored here, so there is nothing to compare")
+        raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; there is nothing to compare")
     common = [name for name in rows[0] if name in rows[1]]
     if not common:
         raise ValueError(f"{a} and {b} have no question in common")
@@ -74,7 +74,11 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
         "n_expected": benchmark.n_expected,
         "only_a": len(rows[0]) - len(common),
         "only_b": len(rows[1]) - len(common),
-        "metrics": {m.name: _compare_metric(m, rows_a, rows_b, benchmark.cluster) for m in benchmark.metrics},
+        "metrics": {
+            metric.name: _compare_metric(metric, rows_a, rows_b, benchmark.cluster)
+            for metric in benchmark.metrics
+            if metric.applies_to(rows_a) and metric.applies_to(rows_b)
+        },
         "mcnemar": mcnemar([row["score"] for row in rows_a], [row["score"] for row in rows_b]),
     }
 
@@ -96,7 +100,8 @@ def paired_difference(
     def difference(sums: np.ndarray) -> np.ndarray:
         return metric.statistic(sums[..., width:]) - metric.statistic(sums[..., :width])
 
-    return estimate(np.hstack([summands_a, summands_b]), clusters, difference, cluster_name, is_share=False)
+    both = np.hstack([summands_a, summands_b])
+    return estimate(both, clusters, difference, cluster_name, is_share=False, is_centred=metric.is_centred)
 
 
 def mcnemar(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, Any] | None:

@@ -6,10 +6,12 @@ The official files come first; see `Benchmark.load_verified`. Nothing is downloa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from eval.hub_folders import HubFolder, cached_folders, find_table
 from eval.samples import BenchmarkData, Origin, Sample
@@ -65,7 +67,27 @@ def load_from_hub(folder_name: str, sources: Sequence[HubSource], data_root: Pat
         ValueError: a malformed row or file; the message names it.
     """
     found = find_on_hub(folder_name, sources, data_root)
-    return _read(*found) if found else None
+    if found is None:
+        return None
+    source, folder, tables = found
+    origin = Origin(folder.repository, folder.revision, source.differs, source.counts)
+    return replace(_read(source, folder.path, tables), origin=origin)
+
+
+def read_official_tables(source: HubSource, folder: Path) -> BenchmarkData:
+    """The samples of a benchmark whose official files are the tables of the Hub themselves.
+
+    Raises:
+        FileNotFoundError: a split is not in the folder.
+        ValueError: a malformed row or file; the message names it.
+    """
+    tables = []
+    for split in source.all_splits:
+        found = find_table(folder, *split)
+        if found is None:
+            raise FileNotFoundError(f"{folder}: holds no split {'/'.join(filter(None, split))}")
+        tables.append(found[0])
+    return _read(source, folder, tables)
 
 
 def find_on_hub(
@@ -96,13 +118,14 @@ def _folders(folder_name: str, source: HubSource, data_root: Path | None) -> Ite
         yield from cached_folders(repository)
 
 
-def _read(source: HubSource, folder: HubFolder, tables: list[StoredTable]) -> BenchmarkData:
+def _read(source: HubSource, folder: Path, tables: Sequence[StoredTable]) -> BenchmarkData:
     samples: dict[str, Sample] = {}
     places: dict[str, _Place] = {}
     row_number = 0
     for table_number, (split, table) in enumerate(zip(source.splits, tables, strict=False)):
-        for number, row in enumerate(table.rows()):
-            where = f"{folder.path}, {'/'.join(filter(None, split))}, row {number + 1}"
+        bar = tqdm(table.rows(), source.repositories[0], len(table), unit="row", delay=1)
+        for number, row in enumerate(bar):
+            where = f"{folder}, {'/'.join(filter(None, split))}, row {number + 1}"
             sample = source.sample(row, row_number, where)
             row_number += 1
             if sample is None:
@@ -120,8 +143,7 @@ def _read(source: HubSource, folder: HubFolder, tables: list[StoredTable]) -> Be
         [file_identity(file) for table in tables for file in table.files],
         partial(_read_images, tables, places),
     )
-    origin = Origin(folder.repository, folder.revision, source.differs, source.counts)
-    return BenchmarkData(folder.path, tuple(samples.values()), source.compared, images, origin)
+    return BenchmarkData(folder, tuple(samples.values()), source.compared, images)
 
 
 def _read_images(

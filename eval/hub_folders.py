@@ -32,16 +32,13 @@ class HubFolder:
 
 
 def cached_folders(repository: str) -> Iterator[HubFolder]:
-    """Folders of a repository in the Hub's cache and in that of `datasets`, if there are any."""
+    """Folders of a repository in the Hub's cache, the branch `main` first, and in that of `datasets`."""
     folder = hub_cache() / f"datasets--{repository.replace('/', '--')}"
     main = folder / "refs" / "main"
-    if main.is_file():
-        revision = main.read_text().strip()
-        yield HubFolder(folder / "snapshots" / revision, repository, revision)
-    else:
-        snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
-        for path in sorted(snapshots, key=_age, reverse=True):
-            yield HubFolder(path, repository, path.name)
+    latest = main.read_text().strip() if main.is_file() else ""
+    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    for path in sorted(snapshots, key=lambda path: (path.name == latest, _age(path)), reverse=True):
+        yield HubFolder(path, repository, path.name)
     for path in sorted(datasets_cache().glob("*___*")):
         if _squeezed(path.name) == _squeezed(repository.replace("/", "")):
             yield HubFolder(path, repository)
@@ -49,7 +46,8 @@ def cached_folders(repository: str) -> Iterator[HubFolder]:
 
 def hub_cache() -> Path:
     """The Hub's cache, as the environment says at this moment."""
-    return Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named or _home() / "hub").expanduser()
 
 
 def datasets_cache() -> Path:

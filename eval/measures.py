@@ -60,16 +60,27 @@ class Metric:
     """(..., k) sums -> (...) values. At 0 and 1 the interval is Wilson's."""
     primary: bool = False
     style: Style = PERCENT
+    needs: str | None = None
+    """Entry of the rows without which there is nothing to compute: data that only some installations have."""
+
+    is_centred: bool = False
+    """How the interval is put at the value: see `eval.bootstrap.estimate`."""
+
+    def applies_to(self, rows: Sequence[Row]) -> bool:
+        """Whether the rows hold what the metric needs."""
+        return self.needs is None or all(self.needs in row for row in rows)
 
     def value(self, rows: Sequence[Row]) -> float:
         """The metric of these rows."""
         return float(self.statistic(self.summands(rows).sum(axis=0)))
 
 
-def mean_of(name: str, key: str = "score", primary: bool = False, style: Style = PERCENT) -> Metric:
+def mean_of(
+    name: str, key: str = "score", primary: bool = False, style: Style = PERCENT, needs: str | None = None
+) -> Metric:
     """The mean of one entry of the rows."""
 
     def summands(rows: Sequence[Row]) -> np.ndarray:
         return np.array([[float(row[key]), 1.0] for row in rows])
 
-    return Metric(name, summands, primary=primary, style=style)
+    return Metric(name, summands, primary=primary, style=style, needs=needs)

@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import AnswerFile, Imported
 from eval.hub import HubSource, load_from_hub
-from eval.measures import Metric
+from eval.layouts import Layout
+from eval.measures import Metric, Row
 from eval.samples import BenchmarkData, Prediction, Sample
 
 _MODULES = {
     "ai2d": "eval.benchmarks.ai2d",
     "ai2d_no_mask": "eval.benchmarks.ai2d:BENCHMARK_NO_MASK",
     "chartqa": "eval.benchmarks.chartqa",
+    "coco_captions": "eval.benchmarks.coco_captions",
     "docvqa": "eval.benchmarks.docvqa",
     "docvqa_test": "eval.benchmarks.docvqa:BENCHMARK_TEST",
     "easy_vqa": "eval.benchmarks.easy_vqa",
     "gqa": "eval.benchmarks.gqa",
     "infovqa": "eval.benchmarks.infovqa",
     "infovqa_test": "eval.benchmarks.infovqa:BENCHMARK_TEST",
+    "llava_bench": "eval.benchmarks.judged",
+    "mm_vet": "eval.benchmarks.judged:BENCHMARK_MM_VET",
     "mmbench": "eval.benchmarks.mmbench",
     "mme": "eval.benchmarks.mme",
     "mmmu": "eval.benchmarks.mmmu",
@@ -54,10 +59,13 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Submission:
-    """The file that an official test server takes: its name, and its text made of samples and their predictions."""
+    """The file that an official test server, scorer or judge takes: its name, and its text made of samples and their
+    predictions."""
 
     file_name: str
     write: Callable[[BenchmarkData, Mapping[str, Prediction]], str]
+    needs: str = "test server required"
+    """What scores it, where nothing is scored here."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,18 @@ class Benchmark:
     options: Callable[[Sample], Sequence[str]] | None = None
     """The closed list of answers to a sample, for likelihood scoring beside generation. None: the letters of its
     `choices`, and where it has none, answers are free."""
+    score_together: Callable[[Sequence[Row]], Sequence[Row]] | None = None
+    """(all rows) -> what each gets in addition, where an answer's score depends on the others'; else `judge` scores."""
     baselines: tuple[Baseline, ...] = ()
     also_accepted: tuple[str, ...] = ()
     """Fingerprints of other installations that score the same (questions or images left out, truth in predictions)."""
-    import_predictions: Callable[[Path, BenchmarkData], dict[str, Prediction]] | None = None
-    """Reads an official or LLaVA answer file, whose rows have no `id`: sample id -> prediction."""
-    load_from_predictions: Callable[[Path], BenchmarkData] | None = None
+    import_predictions: Callable[[AnswerFile, BenchmarkData], Imported] | None = None
+    """Matches an official or LLaVA answer file, whose rows have no `id`, with the samples."""
+    load_from_predictions: Callable[[AnswerFile], BenchmarkData] | None = None
     """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
     submission: Submission | None = None
+    layouts: tuple[Layout, ...] = ()
+    """What `data_needed` says in words: the official files below the benchmark's folder, which `--list` looks for."""
     shares_folder: str | None = None
     """The benchmark whose folder below the data root is this one's too."""
     hub: tuple[HubSource, ...] = ()
@@ -113,6 +125,11 @@ class Benchmark:
     def primary_metric(self) -> str:
         """Name of the metric that is the headline number."""
         return next(metric.name for metric in self.metrics if metric.primary)
+
+    @property
+    def not_scored_here(self) -> str | None:
+        """Why nothing is scored here, and what scores it; None where something is."""
+        return None if self.metrics or not self.submission else f"not scored here: {self.submission.needs}"
 
     def options_of(self, sample: Sample) -> tuple[str, ...]:
         """The closed list of answers to a sample; ValueError where answers are free."""

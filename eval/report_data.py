@@ -49,6 +49,8 @@ def gather(evaluation: Path, run_folders: Sequence[Path]) -> Report:
     results = read_results(evaluation / "results.json")
     samples = read_json_lines(evaluation / "samples.jsonl")
     benchmark = get_benchmark(results["benchmark"]["name"])
+    if not benchmark.metrics:
+        raise ValueError(f"{evaluation}: {benchmark.name}: {benchmark.not_scored_here}; there is nothing to report")
     wrong = [sample for sample in samples if sample["score"] < 1]
     right = [sample for sample in samples if sample["score"] == 1]
     chooser = random.Random(_SEED)

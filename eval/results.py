@@ -19,6 +19,7 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
+_MOST_GROUPS_SHOWN = 20
 _WHERE = ("name", "path", "revision", "predictions")
 
 
@@ -26,7 +27,15 @@ def score_samples(
     benchmark: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction]
 ) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: each sample that has a prediction, with its scores."""
-    return [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    rows = [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    return score_rows_together(benchmark, rows)
+
+
+def score_rows_together(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the scores that depend on all of them; unchanged where the benchmark has none such."""
+    if benchmark.score_together is None or not rows:
+        return list(rows)
+    return [{**row, **scores} for row, scores in zip(rows, benchmark.score_together(rows), strict=True)]
 
 
 def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict[str, Any]:
@@ -122,6 +131,7 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
         "data_root": str(data.root),
         "image_root": str(data.image_root),
         "reference": benchmark.reference,
+        "not_scored_here": benchmark.not_scored_here,
     }
 
 
@@ -137,6 +147,7 @@ def _estimates(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> dict[str
     return {
         metric.name: _estimate(rows, metric, benchmark.cluster) | {"primary": metric.primary}
         for metric in benchmark.metrics
+        if metric.applies_to(rows)
     }
 
 
@@ -153,7 +164,8 @@ def _likelihood(benchmark: Benchmark, rows: Sequence[dict[str, Any]], partial: b
 
 def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str) -> dict[str, Any]:
     clusters = [row["cluster"] for row in rows]
-    found = estimate(metric.summands(rows), clusters, metric.statistic, cluster_name)
+    summands = metric.summands(rows)
+    found = estimate(summands, clusters, metric.statistic, cluster_name, is_centred=metric.is_centred)
     return found | {"style": asdict(metric.style)}
 
 
@@ -228,14 +240,18 @@ def summary(results: dict[str, Any]) -> str:
     if results["partial"]:
         return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
     if not results["metrics"]:
-        return f"{title}: {benchmark['n']:,} answers, not scored here: {benchmark['reference']}"
+        why = benchmark.get("not_scored_here") or "not scored here"
+        return f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"
     primary = next(name for name, metric in results["metrics"].items() if metric["primary"])
     lines = [f"{title}: {primary} {format_estimate(results['metrics'][primary])}, {benchmark['n']:,} samples"]
     if "likelihood" in results:
         lines.append(_likelihood_summary(results["likelihood"], primary))
     others = ((name, metric) for name, metric in results["metrics"].items() if not metric["primary"])
     lines += [f"  {name} {format_estimate(metric)}" for name, metric in others]
-    for groups in results["breakdown"].values():
+    for name, groups in results["breakdown"].items():
+        if len(groups) > _MOST_GROUPS_SHOWN:
+            lines.append(f"  by {name}: {len(groups)} groups, in results.json")
+            continue
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
     lines += _describe_data(benchmark)

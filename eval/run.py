@@ -1,6 +1,6 @@
 """Generate answers to benchmarks and score them.
 
-    python -m eval.run --list
+    python -m eval.run --list [--data-root DIR]
     python -m eval.run --model outputs/quickstart/stage2 --benchmarks easy_vqa --output outputs/quickstart/eval
 
 Writes OUTPUT/BENCHMARK/{predictions.jsonl, samples.jsonl, results.json}. Interrupted, even by kill -9, the same command
@@ -23,7 +23,8 @@ from defocus_mllm.console import run_script
 from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
-from eval.registry import Benchmark, benchmark_names, get_benchmark
+from eval.listing import list_benchmarks
+from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _argument_parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
-        print("\n".join(describe_benchmark(get_benchmark(name)) for name in benchmark_names()))
+        print(list_benchmarks(arguments.data_root))
         return
     missing = [f"--{name}" for name in ("model", "benchmarks", "output") if getattr(arguments, name) is None]
     if missing:
@@ -186,15 +187,6 @@ def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) 
     }
 
 
-def describe_benchmark(benchmark: Benchmark) -> str:
-    """A few lines for `--list`: size, headline metric, data needed and where it is expected."""
-    headline = f"headline: {benchmark.primary_metric}" if benchmark.metrics else "not scored here"
-    return (
-        f"{benchmark.name} ({benchmark.split} split, {benchmark.n_expected:,} samples, "
-        f"{headline})\n  data: {benchmark.data_needed}\n  see: {benchmark.reference}"
-    )
-
-
 def _positive_integer(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -206,7 +198,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--list", action="store_true", help="list the benchmarks and the data each needs, then stop")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks, their data and whether they are here")
     parser.add_argument("--model", metavar="DIR", help="saved model and processor, or USER/NAME[@REVISION] on the Hub")
     parser.add_argument("--benchmarks", metavar="A,B", help="names, separated by commas")
     parser.add_argument("--output", type=Path, metavar="DIR", help="results go to DIR/BENCHMARK")

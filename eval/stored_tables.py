@@ -24,6 +24,10 @@ class StoredTable:
 
     files: tuple[Path, ...]
 
+    def __len__(self) -> int:
+        """Number of rows; errors as `rows`."""
+        return sum(map(_number_of_rows, self.files))
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row; for a column of images (or of lists of them) its value is their number, 0 where there is none.
 
@@ -65,9 +69,12 @@ def _rows_of_images(file: Path, wanted: Sequence[int]) -> Iterator[tuple[int, li
 
 
 def _number_of_rows(file: Path) -> int:
-    if file.suffix == ".parquet":
-        return int(pq.read_metadata(file).num_rows)
-    return sum(piece.num_rows for _, piece in _arrow_pieces(file))
+    try:
+        if file.suffix == ".parquet":
+            return int(pq.read_metadata(file).num_rows)
+        return sum(piece.num_rows for _, piece in _arrow_pieces(file))
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: damaged: {error}") from error
 
 
 def _pieces(file: Path, images: bool, wanted: Collection[int] | None = None) -> Iterator[_PIECE]:

@@ -18,16 +18,20 @@ from typing import Any
 
 import PIL
 
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.ai2d_letters import DRAWING, Style, draw_letters, has_letters
-from eval.benchmarks.official import collect, field, find_layout, letter_prompt, read_table, table_images
+from eval.benchmarks.official import collect, field, find_layout, judged, letter_prompt, read_table, table_images
 from eval.files import read_json
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_lmms_letter
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 from eval.stored_images import StoredImages, file_identity
 
 _CHOICES = LETTERS[:4]
+_COMPARED = ("id", "question", "target", "choices")
 _IDS = "ai2d_test_ids.csv"
 _OFFICIAL = (_IDS, "questions", "annotations")
 _TABLES: Mapping[Style, str] = {"masked": "AI2D_TEST.tsv", "no_mask": "AI2D_TEST_NO_MASK.tsv"}
@@ -51,7 +55,7 @@ def load_no_mask(data_root: Path | None = None) -> BenchmarkData:
 
 
 def _load(data_root: Path | None, style: Style, data_needed: str) -> BenchmarkData:
-    root, (first, *_) = find_layout("ai2d", data_root, [[_TABLES[style]], _OFFICIAL], data_needed)
+    root, (first, *_) = find_layout("ai2d", data_root, [layout.files for layout in _layouts(style)], data_needed)
     if first == _IDS:
         samples = tuple(_read_folder(root, style))
         images = _drawn_images(root, style)
@@ -59,7 +63,11 @@ def _load(data_root: Path | None, style: Style, data_needed: str) -> BenchmarkDa
         path = root / first
         samples = tuple(_read_row(row, f"{path}, record {number}") for number, row in enumerate(read_table(path), 1))
         images = StoredImages.in_cache(path.stem.lower(), file_identity(path), functools.partial(_table_images, path))
-    return BenchmarkData(root, samples, compared=("id", "question", "target", "choices"), stored_images=images)
+    return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
+
+
+def _layouts(style: Style) -> tuple[Layout, ...]:
+    return Layout((_TABLES[style],)), Layout(_OFFICIAL, ("images/*.png",))
 
 
 def _read_row(row: dict[str, Any], where: str) -> Sample:
@@ -170,25 +178,47 @@ def _sample(
     )
 
 
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    choices, answer = tuple(map(str, field(row, ("options",), where))), field(row, ("answer",), where)
+    if len(choices) != len(_CHOICES) or str(answer) not in ("0", "1", "2", "3"):
+        raise ValueError(f"{where}: expected four 'options' and the position of one as 'answer', found {answer!r}")
+    return Sample(
+        id=f"row-{number}",
+        images=(f"row-{number}.png",),
+        question=field(row, ("question",), where),
+        target=_CHOICES[int(answer)],
+        cluster=f"row-{number}",
+        categories={"letters": (), "diagram": ()},
+        choices=choices,
+    )
+
+
+def _hub(*repositories: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=repositories,
+        splits=((None, "test"),),
+        sample=_from_hub,
+        differs="it gives no numbers (identifiers are row-NUMBER, not the official ones), nor which questions share a "
+        "diagram: the intervals take them for independent",
+        compared=_COMPARED,
+    )
+    return (source,)
+
+
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """lmms-eval's reading and the forgiving one; a letter beyond the options is wrong."""
     official, lenient = parse_lmms_letter(text), parse_letter_lenient(text, sample.choices)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-    }
+    return judged(official, lenient, sample)
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """VLMEvalKit's table (`index`, `prediction`), or LLaVA's rows (`question_id` such as "0.png-0", or an index)."""
 
     def find_id(row: dict[str, Any], where: str) -> str:
         key = str(field(row, ("index", "question_id"), where))
         return key if ".png-" in key else _from_index(key, where)
 
-    return collect(path, data, find_id, ("prediction", "text"))
+    return collect(answers, data, (Format("VLMEvalKit's table", "index", "prediction"), LLAVA), find_id)
 
 
 def _data_needed(style: Style) -> str:
@@ -215,6 +245,8 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(mean_of("accuracy", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("letters", "diagram"),
+    layouts=_layouts("masked"),
+    hub=_hub("lmms-lab/ai2d", "lmms-lab-encoder/ai2d"),
     import_predictions=import_predictions,
 )
 
@@ -223,5 +255,8 @@ BENCHMARK_NO_MASK = dataclasses.replace(
     name="ai2d_no_mask",
     version="letters beside readable texts",
     data_needed=_data_needed("no_mask"),
+    layouts=_layouts("no_mask"),
+    shares_folder="ai2d",
+    hub=_hub("lmms-lab/ai2d-no-mask", "lmms-lab-encoder/ai2d-no-mask", "Efficient-Large-Model/ai2d-no-mask"),
     load=load_no_mask,
 )

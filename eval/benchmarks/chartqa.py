@@ -13,15 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from eval.answer_files import AnswerFile, Imported
 from eval.benchmarks.official import collect, field, find_layout, short_prompt
 from eval.files import read_json
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.measures import Metric, Row
 from eval.metrics.text import relaxed_accuracy, relaxed_accuracy_lenient
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
 PARTS = ("human", "augmented")
-_FOLDERS = ("test", "ChartQA Dataset/test")
+_COMPARED = ("id", "question", "target", "cluster")
+_LAYOUTS = tuple(
+    Layout(tuple(f"{folder}/test_{part}.json" for part in PARTS), (f"{folder}/png/*.png",))
+    for folder in ("test", "ChartQA Dataset/test")
+)
+_HUMAN = 1250
+"""Number of questions that people wrote; the dataset of the Hub has them first."""
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
@@ -31,8 +40,7 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         FileNotFoundError: a file is missing.
         ValueError: a malformed record; the message names file and record.
     """
-    layouts = [[f"{folder}/test_{part}.json" for part in PARTS] for folder in _FOLDERS]
-    root, files = find_layout("chartqa", data_root, layouts, BENCHMARK.data_needed)
+    root, files = find_layout("chartqa", data_root, [layout.files for layout in _LAYOUTS], BENCHMARK.data_needed)
     samples: list[Sample] = []
     for part, name in zip(PARTS, files, strict=True):
         rows = read_json(root / name)
@@ -40,18 +48,29 @@ def load(data_root: Path | None = None) -> BenchmarkData:
             raise ValueError(f"{root / name}: expected a list")
         for number, row in enumerate(rows):
             where = f"{root / name}, record {number + 1}"
-            image = field(row, ("imgname",), where)
-            samples.append(
-                Sample(
-                    id=f"{part}_{number}",
-                    images=(f"{Path(name).parent.as_posix()}/png/{image}",),
-                    question=field(row, ("query",), where),
-                    target=str(field(row, ("label",), where)),
-                    cluster=image,
-                    categories={"part": part},
-                )
-            )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target", "cluster"))
+            samples.append(_read(row, part, number, f"{Path(name).parent.as_posix()}/png", where))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED)
+
+
+def _read(row: dict[str, Any], part: str, number: int, folder: str, where: str) -> Sample:
+    image = field(row, ("imgname",), where)
+    return Sample(
+        id=f"{part}_{number}",
+        images=(f"{folder}/{image}",),
+        question=field(row, ("query",), where),
+        target=str(field(row, ("label",), where)),
+        cluster=image,
+        categories={"part": part},
+    )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    question, label = field(row, ("question",), where), field(row, ("answer",), where)
+    part = "human" if number < _HUMAN else "augmented"
+    if field(row, ("type",), where) != f"{part}_test":
+        raise ValueError(f"{where}: 'type' must be {part}_test in this row, found {row['type']!r}")
+    official = {"query": question, "label": label, "imgname": f"row-{number}.png"}
+    return _read(official, part, number % _HUMAN, "test/png", where)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
@@ -65,7 +84,7 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """Rows whose `question_id` is a sample's id, or its number from 0 in official order, human before augmented.
 
     A row's `prompt`, as LLaVA writes it, must then begin with the question: an answer file in another order is refused.
@@ -73,7 +92,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
     samples = {sample.id: sample for sample in data.samples}
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        key = field(row, ("question_id", "questionId"), where)
+        key = row["question_id"]
         if isinstance(key, int) and 0 <= key < len(data.samples):
             key = data.samples[key].id
         sample = samples.get(str(key))
@@ -82,7 +101,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
             raise ValueError(f"{where}: 'prompt' does not ask the question of {sample.id!r}: {sample.question!r}")
         return str(key)
 
-    return collect(path, data, find_id, ("text", "answer", "prediction"))
+    return collect(answers, data, find_id=find_id)
 
 
 def _by_part(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
@@ -123,5 +142,15 @@ BENCHMARK = Benchmark(
         Metric("relaxed_accuracy_lenient", _by_part("score_lenient"), _mean_of_parts),
     ),
     breakdowns=("part",),
+    layouts=_LAYOUTS,
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/ChartQA", "lmms-lab-encoder/ChartQA"),
+            splits=((None, "test"),),
+            sample=_from_hub,
+            differs="it does not say which questions share a chart: the intervals take them for independent",
+            compared=_COMPARED,
+        ),
+    ),
     import_predictions=import_predictions,
 )

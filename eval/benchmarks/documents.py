@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import field, find_layout
-from eval.files import read_json
+from eval.answer_files import Format
+from eval.benchmarks.official import field, find_layout, read_records
 from eval.measures import Metric, mean_of
 from eval.metrics.text import anls, anls_lenient
 from eval.samples import BenchmarkData, Prediction, Sample
 
+SUBMISSION = Format("RRC submission", "questionId", "answer")
 METRICS: tuple[Metric, ...] = (mean_of("anls", primary=True), mean_of("anls_lenient", "score_lenient"))
+COMPARED = ("id", "question", "target", "answers")
+"""Fields that the fingerprint covers: images lie elsewhere in each layout."""
 MAX_NEW_TOKENS = 128
 """As LLaVA-1.5 generates: answers are spans of the document, which lmms-eval's 32 would cut."""
 
@@ -48,30 +51,27 @@ def load_rrc(
     """
     root, (name,) = find_layout(benchmark, data_root, [(file,) for file in layouts], data_needed)
     samples = []
-    for number, row in enumerate(_rows(root / name), 1):
-        where = f"{root / name}, record {number}"
-        answers = _answers(row, where) if scored else ()
+    for where, row in read_records(root / name, "data"):
         file = Path(str(field(row, (image,), where))).name
-        samples.append(
-            Sample(
-                id=_identifier(row, where),
-                images=(f"{layouts[name]}/{file}",),
-                question=field(row, ("question",), where),
-                target=answers[0] if answers else "",
-                cluster=str(field(row, (*document, image), where)),
-                categories={category: _labels(row, key, where) for category, key in types.items()},
-                answers=answers,
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target", "answers"))
+        cluster = str(field(row, (*document, image), where))
+        samples.append(rrc_sample(row, where, f"{layouts[name]}/{file}", cluster, types, scored))
+    return BenchmarkData(root, tuple(samples), compared=COMPARED)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    content = read_json(path)
-    rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected an object with a list 'data'")
-    return rows
+def rrc_sample(
+    row: dict[str, Any], where: str, image: str, cluster: str, types: Mapping[str, str], scored: bool
+) -> Sample:
+    """A question; arguments and errors as in `load_rrc`."""
+    answers = _answers(row, where) if scored else ()
+    return Sample(
+        id=_identifier(row, where),
+        images=(image,),
+        question=field(row, ("question",), where),
+        target=answers[0] if answers else "",
+        cluster=cluster,
+        categories={category: _labels(row, key, where) for category, key in types.items()},
+        answers=answers,
+    )
 
 
 def _identifier(row: dict[str, Any], where: str) -> str:

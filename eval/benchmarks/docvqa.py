@@ -9,12 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from eval.benchmarks.documents import MAX_NEW_TOKENS, METRICS, judge, load_rrc, write_submission
-from eval.benchmarks.official import by_question_id, short_prompt
+from eval.answer_files import LLAVA
+from eval.benchmarks.documents import (
+    COMPARED,
+    MAX_NEW_TOKENS,
+    METRICS,
+    SUBMISSION,
+    judge,
+    load_rrc,
+    rrc_sample,
+    write_submission,
+)
+from eval.benchmarks.official import field, importer, short_prompt
 from eval.benchmarks.soft_accuracy import unscored_judge
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
-from eval.samples import BenchmarkData
+from eval.samples import BenchmarkData, Sample
 
 _IMAGES = "spdocvqa_images"
 _VAL = {
@@ -22,6 +35,7 @@ _VAL = {
     "val_v1.0_withQT.json": _IMAGES,
     "val/val_v1.0.json": "val/documents",
 }
+_TYPES = {"question_type": "question_types"}
 _TEST = {"spdocvqa_qas/test_v1.0.json": _IMAGES, "test_v1.0.json": _IMAGES, "test/test_v1.0.json": "test/documents"}
 
 
@@ -35,6 +49,23 @@ def load_test(data_root: Path | None = None) -> BenchmarkData:
     return _load(data_root, _TEST, BENCHMARK_TEST.data_needed, scored=False)
 
 
+def _from_hub(row: dict[str, Any], where: str, scored: bool) -> Sample:
+    document = str(field(row, ("ucsf_document_id",), where))
+    image = f"{_IMAGES}/{document}_{field(row, ('ucsf_document_page_no',), where)}.png"
+    official = row | {"questionId": int(field(row, ("questionId",), where))}
+    return rrc_sample(official, where, image, document, _TYPES if scored else {}, scored)
+
+
+def _hub(split: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
+        splits=(("DocVQA", split),),
+        sample=lambda row, number, where: _from_hub(row, where, scored=split == "validation"),
+        compared=COMPARED,
+    )
+    return (source,)
+
+
 def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, scored: bool) -> BenchmarkData:
     return load_rrc(
         "docvqa",
@@ -43,7 +74,7 @@ def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, sco
         data_needed,
         image="image",
         document=("ucsf_document_id",),
-        types={"question_type": "question_types"} if scored else {},
+        types=_TYPES if scored else {},
         scored=scored,
     )
 
@@ -66,7 +97,9 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     cluster="document",
     breakdowns=("question_type",),
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, SUBMISSION),
+    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _VAL.items()),
+    hub=_hub("validation"),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
@@ -80,5 +113,8 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _TEST.items()),
+    shares_folder="docvqa",
+    hub=_hub("test"),
     submission=Submission("docvqa_test_submission.json", write_submission),
 )

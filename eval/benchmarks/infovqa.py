@@ -9,12 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from eval.benchmarks.documents import MAX_NEW_TOKENS, METRICS, judge, load_rrc, write_submission
-from eval.benchmarks.official import by_question_id, short_prompt
+from eval.answer_files import LLAVA
+from eval.benchmarks.documents import (
+    COMPARED,
+    MAX_NEW_TOKENS,
+    METRICS,
+    SUBMISSION,
+    judge,
+    load_rrc,
+    rrc_sample,
+    write_submission,
+)
+from eval.benchmarks.official import field, importer, short_prompt
 from eval.benchmarks.soft_accuracy import unscored_judge
+from eval.files import sha256_of_json
+from eval.hub import HubSource
+from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
-from eval.samples import BenchmarkData
+from eval.samples import BenchmarkData, Sample
 
 _IMAGES = "infographicsvqa_images"
 _VAL_FILE = "infographicsVQA_val_v1.0_withQT.json"
@@ -32,6 +46,24 @@ def load(data_root: Path | None = None) -> BenchmarkData:
 def load_test(data_root: Path | None = None) -> BenchmarkData:
     """Read the questions of test, which have no public answers; errors as `load_rrc`."""
     return _load(data_root, _TEST, BENCHMARK_TEST.data_needed, scored=False)
+
+
+def _from_hub(row: dict[str, Any], where: str, scored: bool) -> Sample:
+    picture = str(field(row, ("image_local_name", "image_url"), where))
+    name = picture if "image_local_name" in row else f"{sha256_of_json(picture)[:16]}.jpeg"
+    official = row | {"questionId": int(field(row, ("questionId",), where))}
+    return rrc_sample(official, where, f"{_IMAGES}/{name}", picture, _TYPES if scored else {}, scored)
+
+
+def _hub(split: str) -> tuple[HubSource]:
+    source = HubSource(
+        repositories=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
+        splits=(("InfographicVQA", split),),
+        sample=lambda row, number, where: _from_hub(row, where, scored=split == "validation"),
+        differs="labels of the kind of evidence may be missing; images are told apart by their address",
+        compared=COMPARED,
+    )
+    return (source,)
 
 
 def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, scored: bool) -> BenchmarkData:
@@ -64,7 +96,9 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=METRICS,
     breakdowns=tuple(_TYPES),
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, SUBMISSION),
+    layouts=tuple(Layout((file,), (f"{images}/*.jpeg",)) for file, images in _VAL.items()),
+    hub=_hub("validation"),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
@@ -78,5 +112,8 @@ BENCHMARK_TEST = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    layouts=tuple(Layout((file,), (f"{images}/*.jpeg",)) for file, images in _TEST.items()),
+    shares_folder="infovqa",
+    hub=_hub("test"),
     submission=Submission("infovqa_test_submission.json", write_submission),
 )

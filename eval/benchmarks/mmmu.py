@@ -10,24 +10,23 @@ questions with pictures in the options at random; here the model is shown all pi
 from __future__ import annotations
 
 import ast
-import functools
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
-from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, read_answers
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, located
 from eval.files import read_json
+from eval.hub import HubSource, read_official_tables
+from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.mmmu import mmmu_open_is_right, parse_mmmu_choice
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
-from eval.stored_images import StoredImages, file_identity
 
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -47,6 +46,7 @@ SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in 
 _CHOICE = "multiple-choice"
 _ANSWERS = "answer_dict_val.json"
 _IMAGE = re.compile(r"image_\d+")
+_TABLES = tuple(f"{subject}/validation-*.parquet" for subject in SUBJECTS)
 _COMPARED = ("id", "target", "answers")
 
 
@@ -60,47 +60,19 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         ValueError: a malformed record; the message names file and record.
     """
     try:
-        root = find_folder("mmmu", data_root, SUBJECTS, BENCHMARK.data_needed)
+        root = find_folder("mmmu", data_root, _TABLES, BENCHMARK.data_needed)
     except FileNotFoundError as missing_tables:
         try:
             root = find_folder("mmmu", data_root, [_ANSWERS], BENCHMARK.data_needed)
         except FileNotFoundError:
             raise missing_tables from None
         return _load_truth(root)
-    tables = [table for subject in SUBJECTS for table in _tables_of(root / subject)]
-    origin = [file_identity(table) for table in tables]
-    images = StoredImages.in_cache("mmmu", origin, functools.partial(_read_images, tables))
-    samples = tuple(sample for table in tables for sample in _read_table(table))
-    return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
+    return read_official_tables(_HUB, root)
 
 
-def _tables_of(folder: Path) -> list[Path]:
-    tables = sorted(folder.glob("validation-*.parquet"))
-    if not tables:
-        raise FileNotFoundError(f"{folder}/validation-*.parquet: no such file: {BENCHMARK.data_needed}")
-    return tables
-
-
-def _open_table(path: Path) -> Any:
-    """The Parquet file; ValueError if it is none."""
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: no Parquet file: {error}") from error
-
-
-def _read_table(path: Path) -> Iterator[Sample]:
-    """The samples of a table; of its images only which ones there are."""
-    table = _open_table(path)
-    texts = ["id", "question", "options", "answer", "question_type"]
-    missing = [name for name in texts if name not in table.schema_arrow.names]
-    if missing:
-        raise ValueError(f"{path}: no column {missing[0]!r}")
-    images = sorted(name for name in table.schema_arrow.names if _IMAGE.fullmatch(name))
-    rows = table.read(columns=[*texts, *(f"{name}.path" for name in images)]).to_pylist()
-    for number, row in enumerate(rows, 1):
-        shown = [name for name in images if row[name] is not None]
-        yield _read(row, shown, f"{path}, record {number}")
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    """A row of a table, in which a column `image_N` holds the number of images there: 1 or 0."""
+    return _read(row, sorted(name for name, value in row.items() if _IMAGE.fullmatch(name) and value), where)
 
 
 def _read(row: Mapping[str, Any], images: Sequence[str], where: str) -> Sample:
@@ -163,19 +135,18 @@ def _load_truth(root: Path) -> BenchmarkData:
     if not isinstance(content, dict):
         raise ValueError(f"{root / _ANSWERS}: expected an object, id -> question_type and ground_truth")
     rows = [{"id": number, **truth} for number, truth in content.items() if isinstance(truth, dict)]
-    return _truth(root, root / _ANSWERS, rows)
+    return _truth(root, located(rows, root / _ANSWERS))
 
 
-def load_from_predictions(path: Path) -> BenchmarkData:
+def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
     """The truth of an official output file, whose rows repeat `question_type`, `answer` and the options."""
-    return _truth(path.parent, path, _rows(path))
+    return _truth(answers.files[0].parent, [(row.where, row.values) for row in answers.entries("id", "response").rows])
 
 
-def _truth(root: Path, path: Path, rows: Sequence[Mapping[str, Any]]) -> BenchmarkData:
+def _truth(root: Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> BenchmarkData:
     """Samples without question; the picture they name is the table that would have to be there to be shown one."""
     samples = []
-    for at, row in enumerate(rows, 1):
-        where = f"{path}, record {at}"
+    for where, row in records:
         answer = field(row, ("ground_truth", "answer"), where)
         answers = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
         number = str(field(row, ("id",), where))
@@ -184,19 +155,6 @@ def _truth(root: Path, path: Path, rows: Sequence[Mapping[str, Any]]) -> Benchma
         table = f"{_subject(number)}/validation-00000-of-00001.parquet"
         samples.append(_sample(number, answers, is_choice, where, choices=choices, images=(table,)))
     return BenchmarkData(root, tuple(samples), compared=_COMPARED)
-
-
-def _read_images(tables: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """The bytes of images ID/image_N.png, subject after subject."""
-    for path in tables:
-        wanted = [name for name in names if _subject(name.split("/")[0]) == path.parent.name]
-        columns = sorted({Path(name).stem for name in wanted})
-        for batch in _open_table(path).iter_batches(16, columns=["id", *columns]) if wanted else ():
-            rows = {row["id"]: row for row in batch.to_pylist()}
-            for name in wanted:
-                number, image = name.removesuffix(".png").split("/")
-                if number in rows:
-                    yield name, rows[number][image]["bytes"]
 
 
 def prompt(sample: Sample) -> str:
@@ -233,24 +191,9 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """The official {id: answer}, the official list of rows with `response`, or LLaVA's rows with `question_id`."""
-
-    def find_id(row: dict[str, Any], where: str) -> str:
-        return str(field(row, ("id", "question_id"), where))
-
-    return collect(path, data, find_id, ("response", "text"), rows=_rows(path))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an answer file; those of an object id -> answer as `id` and `response`."""
-    try:
-        content = read_json(path)
-    except ValueError:
-        return read_answers(path)  # JSON Lines
-    if isinstance(content, dict) and not {"id", "question_id"} & set(content):
-        return [{"id": number, "response": text} for number, text in content.items()]
-    return read_answers(path)
+    return collect(answers.entries("id", "response"), data, (Format("MMMU outputs", "id", "response"), LLAVA))
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
@@ -262,6 +205,13 @@ def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction])
         answers[sample.id] = (judge(text, sample)["parsed"] or text) if is_choice else text
     return json.dumps(answers, indent=1, ensure_ascii=False)
 
+
+_HUB = HubSource(
+    repositories=("MMMU/MMMU",),
+    splits=tuple((subject, "validation") for subject in SUBJECTS),
+    sample=_from_hub,
+    compared=_COMPARED,
+)
 
 BENCHMARK = Benchmark(
     name="mmmu",
@@ -285,6 +235,13 @@ BENCHMARK = Benchmark(
         mean_of("accuracy_lenient", "score_lenient"),
     ),
     cluster="question",
+    layouts=(Layout(_TABLES), Layout((_ANSWERS,), _TABLES)),
+    hub=(
+        _HUB,
+        dataclasses.replace(
+            _HUB, repositories=("lmms-lab/MMMU", "lmms-lab-encoder/MMMU"), splits=((None, "validation"),)
+        ),
+    ),
     breakdowns=("domain", "subject", "question_type"),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,

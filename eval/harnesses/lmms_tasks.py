@@ -24,7 +24,7 @@ from defocus_mllm.images import load_image
 from eval.files import json_line
 from eval.images import check_images_exist
 from eval.registry import Benchmark, get_benchmark
-from eval.results import score_samples
+from eval.results import score_rows_together, score_samples
 from eval.samples import BenchmarkData, Prediction, Sample
 
 SUFFIX = "_local"
@@ -70,11 +70,13 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
         FileNotFoundError: images are missing.
     """
     if not benchmark.metrics:
-        raise ValueError(f"{benchmark.name}: only its test server scores it; python -m eval.run writes the file for it")
-    check_images_exist({data.root / image for sample in data.samples for image in sample.images})
+        raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; python -m eval.run writes the file for it")
+    images = {image for sample in data.samples for image in sample.images}
+    data.provide_images(sorted(images))
+    check_images_exist({data.image_root / image for image in images})
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
-    rows = [_document(benchmark, data.root, sample) for sample in data.samples]
+    rows = [_document(benchmark, data.image_root, sample) for sample in data.samples]
     for row, sample in zip(rows, data.samples, strict=True):
         if _sample(row) != sample:
             raise ValueError(f"{benchmark.name}: sample {sample.id!r} holds values that JSON does not keep")
@@ -125,8 +127,9 @@ def process_results(document: Mapping[str, Any], results: Sequence[str]) -> dict
 
 def aggregate(rows: Sequence[Mapping[str, Any]]) -> float:
     """The metric that the rows of `process_results` name, over all of them."""
-    metrics = {metric.name: metric for metric in get_benchmark(rows[0]["benchmark"]).metrics}
-    return metrics[rows[0]["metric"]].value(rows)
+    benchmark = get_benchmark(rows[0]["benchmark"])
+    metrics = {metric.name: metric for metric in benchmark.metrics}
+    return metrics[rows[0]["metric"]].value(score_rows_together(benchmark, [dict(row) for row in rows]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,52 +1,30 @@
 """CIDEr of captions, without Java.
 
-Official script: `pycocoevalcap/cider` of https://github.com/salaniz/pycocoevalcap (CIDEr-D; R. Vedantam et al., 2015).
-
-The official script tokenizes with Stanford's PTBTokenizer (Java). `tokenize_caption` here APPROXIMATES it: lower case;
-numbers, hyphenated words and abbreviations stay whole; clitics ("'s", "n't", ...), "cannot", "gonna" and their like are
-split; other signs are tokens; then the punctuation that the official script drops is dropped. Not reproduced: PTB's
-rules for addresses, fractions, currency names, emoticons, and its guess whether a period ends a sentence (PTB keeps
-that of a final "a."). Report numbers for publication with the Java tokenizer; everything after tokenization is the
-official arithmetic, in float64.
+Official script: `pycocoevalcap/cider` of https://github.com/salaniz/pycocoevalcap (CIDEr-D; R. Vedantam et al., 2015),
+over the tokens of Stanford's PTBTokenizer (see `ptb`). All arithmetic in float64.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from eval.metrics.ptb import tokenize_captions
+
 _LONGEST = 4
 _SIGMA = 6.0
-_DROPPED = {"''", "'", "``", "`", "(", ")", "{", "}", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"'}
-_ABBREVIATIONS = "mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|prof|gen|sgt|capt|lt|ave|blvd|rd|mt"
-_TWO_WORDS = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"}
-_TOKEN = re.compile(
-    r"(?:[a-z]\.){2,}"  # u.s.
-    rf"|(?:{_ABBREVIATIONS})\.(?=\s)"
-    r"|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|s)?(?:-\w+)*"
-    r"|n't|'(?:s|re|ve|ll|d|m)(?!\w)"
-    r"|\w+?(?=n't(?!\w))"
-    r"|\w+(?:[-&/]\w+)*"
-    r"|\.{3}|--|[^\w\s]"
-)
 
 Gram = tuple[str, ...]
 
 
-def tokenize_caption(text: str) -> list[str]:
-    """The tokens of a caption, lower-cased and without punctuation; see the module's docstring for what differs."""
-    lower = text.replace("\n", " ").replace("’", "'").lower()
-    tokens = [token for token in _TOKEN.findall(lower) if token not in _DROPPED]
-    return [part for token in tokens for part in _TWO_WORDS.get(token, token).split()]
-
-
 def cider_per_image(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[Any, float]:
     """CIDEr-D of each candidate (0 to 10), with document frequencies over the reference sets of exactly these images.
+
+    The order of `references` counts where a caption ends in an abbreviation: its tokens depend on the next caption's.
 
     Raises:
         ValueError: images differ, or one has no reference.
@@ -54,15 +32,16 @@ def cider_per_image(candidates: Mapping[Any, str], references: Mapping[Any, Sequ
     if set(candidates) != set(references) or not candidates:
         odd = sorted(map(str, set(candidates) ^ set(references)))[:3]
         raise ValueError(f"candidates and references must hold the same images, at least one; in one only: {odd}")
-    counted = {image: [_grams(text) for text in texts] for image, texts in references.items()}
-    empty = [image for image, texts in counted.items() if not texts]
+    empty = [image for image, texts in references.items() if not texts]
     if empty:
         raise ValueError(f"references: image {empty[0]!r} has none")
+    grams_of_all = iter(_grams([text for texts in references.values() for text in texts]))
+    counted = {image: [next(grams_of_all) for _ in texts] for image, texts in references.items()}
     frequency = Counter(gram for texts in counted.values() for gram in set().union(*texts))
     log_images = math.log(len(counted))
     scores: dict[Any, float] = {}
-    for image, caption in candidates.items():
-        candidate = _weigh(_grams(caption), frequency, log_images)
+    for image, grams_of_caption in zip(references, _grams([candidates[image] for image in references]), strict=True):
+        candidate = _weigh(grams_of_caption, frequency, log_images)
         each = [_similarity(candidate, _weigh(grams, frequency, log_images)) for grams in counted[image]]
         scores[image] = 10.0 * float(np.mean(each))
     return scores
@@ -82,10 +61,14 @@ def cider(
     return float(np.mean(list(cider_per_image(captions, truths).values())))
 
 
-def _grams(text: str) -> Counter[Gram]:
-    tokens = tokenize_caption(text)
-    lengths = range(1, _LONGEST + 1)
-    return Counter(tuple(tokens[at : at + n]) for n in lengths for at in range(len(tokens) - n + 1))
+def _grams(texts: Sequence[str]) -> list[Counter[Gram]]:
+    """The 1- to 4-grams of each caption; a token with a blank in it ("1 1/2") is two words here, as officially."""
+    counted = []
+    for tokens in tokenize_captions(texts):
+        words = " ".join(tokens).split()
+        lengths = range(1, _LONGEST + 1)
+        counted.append(Counter(tuple(words[at : at + n]) for n in lengths for at in range(len(words) - n + 1)))
+    return counted
 
 
 Weighed = tuple[list[dict[Gram, float]], list[float], int]

@@ -83,6 +83,24 @@ def test_no_difference_is_a_difference_like_any_other() -> None:
     assert (result["method"], result["ci95"]) == ("cluster_bootstrap", [0, 0])
 
 
+def test_a_centred_interval_holds_a_value_that_drawing_raises() -> None:
+    true = np.tile(np.eye(3), (60, 1))
+    said = np.roll(true, 1, axis=0)  # every answer is given as often as it is true, and is always wrong
+
+    def chi_square(sums: np.ndarray) -> np.ndarray:
+        return ((sums[..., :3] - sums[..., 3:]) ** 2 / sums[..., 3:]).sum(axis=-1)
+
+    rows, clusters = np.hstack([said, true]), [str(index) for index in range(180)]
+    plain = estimate(rows, clusters, chi_square)
+    centred = estimate(rows, clusters, chi_square, is_centred=True)
+    assert plain["value"] == 0 < plain["ci95"][0], "all draws lie above the value"
+    assert centred["ci95"][0] < centred["value"] < centred["ci95"][1]
+    assert np.diff(centred["ci95"]) == pytest.approx(np.diff(plain["ci95"]))
+    assert centred["method"] == "cluster_bootstrap_centred"
+    nothing = estimate(np.zeros((9, 2)), clusters[:9], lambda sums: sums[..., 0], is_centred=True)
+    assert nothing["ci95"] == [0, 0]
+
+
 def test_wilson_interval_of_no_success_in_25() -> None:
     assert wilson_interval(0, 25) == (0.0, pytest.approx(0.1332, abs=1e-4))
 

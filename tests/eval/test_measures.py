@@ -36,6 +36,12 @@ def test_a_cluster_drawn_twice_counts_twice_in_mme(pairs: list[tuple[int, float]
     assert drawn == pytest.approx(mme_scores(answers)["OCR"])
 
 
+def test_a_metric_applies_where_every_row_has_what_it_needs() -> None:
+    assert mean_of("accuracy").applies_to([{}])
+    assert mean_of("validity", "valid", needs="valid").applies_to([{"valid": 1.0}, {"valid": 0.0}])
+    assert not mean_of("validity", "valid", needs="valid").applies_to([{"valid": 1.0}, {}])
+
+
 def test_mean_and_style() -> None:
     metric = mean_of("accuracy")
     assert metric.value([{"score": 1.0}, {"score": 0.5}]) == 0.75

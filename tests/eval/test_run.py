@@ -326,7 +326,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
 def test_list_names_the_data_each_benchmark_needs(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--list"])
     printed = capsys.readouterr().out
-    assert "easy_vqa (test split, 9,673 samples, headline: accuracy)" in printed
+    assert "easy_vqa: test, 9,673 samples, headline accuracy" in printed
     assert "questions.json" in printed
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from eval.benchmarks.mmmu import SUBJECTS
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -19,14 +21,17 @@ def picture(shade: int) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def table(rows: list[dict[str, Any]], images: str = "image") -> datasets.Dataset:
-    """The rows, with the column `images`, if they have it, declared as images or lists of them."""
-    if images not in rows[0]:
-        return datasets.Dataset.from_list(rows)
-    bare = datasets.Dataset.from_list([{name: cell for name, cell in row.items() if name != images} for row in rows])
-    several = any(isinstance(row[images], list) for row in rows)
-    kind = datasets.List(datasets.Image()) if several else datasets.Image()
-    return datasets.Dataset.from_list(rows, features=datasets.Features(dict(bare.features) | {images: kind}))
+def table(rows: list[dict[str, Any]]) -> datasets.Dataset:
+    """The rows, with columns that hold images declared as images or lists of them."""
+    kinds: dict[str, Any] = {}
+    for row in rows:
+        for name, cell in row.items():
+            if isinstance(cell, dict) and set(cell) == {"bytes", "path"}:
+                kinds[name] = datasets.Image()
+            elif isinstance(cell, list) and cell and isinstance(cell[0], dict) and "bytes" in cell[0]:
+                kinds[name] = datasets.List(datasets.Image())
+    bare = datasets.Dataset.from_list([{name: row[name] for name in row if name not in kinds} for row in rows])
+    return datasets.Dataset.from_list(rows, features=datasets.Features(dict(bare.features) | kinds))
 
 
 TEN = [{"answer": "yes", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
@@ -153,9 +158,60 @@ ROWS["vizwiz_test"] = {
     ]
 }
 
+_CHART = {"question": "How many?", "answer": "5", "image": picture(1)}
+ROWS["chartqa"] = {
+    (None, "test"): [_CHART | {"type": "human_test"}] * 1250
+    + [_CHART | {"type": "augmented_test", "answer": "6", "image": picture(2)}]
+}
+for _split, _answers in (("validation", ["5", "five"]), ("test", None)):
+    _name = "vqa" if _split == "validation" else "vqa_test"
+    _asked = {"question": "How many?", "answers": _answers, "image": picture(3)}
+    ROWS[f"doc{_name}"] = {
+        ("DocVQA", _split): [
+            _asked
+            | {
+                "questionId": "49153",
+                "question_types": ["figure"],
+                "ucsf_document_id": "pybv0228",
+                "ucsf_document_page_no": "81",
+            }
+        ]
+    }
+    ROWS[f"info{_name}"] = {
+        ("InfographicVQA", _split): [
+            _asked
+            | {
+                "questionId": "98313",
+                "answer_type": ["single span"],
+                "image_url": "https://example.org/a.jpg",
+                "operation/reasoning": ["counting"],
+            }
+        ]
+    }
+for _name, _shade in (("ai2d", 4), ("ai2d_no_mask", 5)):
+    ROWS[_name] = {
+        (None, "test"): [
+            {"question": "Which?", "options": ["a", "b", "c", "d"], "answer": "2", "image": picture(_shade)},
+        ]
+    }
+_MMMU = {"question": "Is it <image 1>?", "options": "['x', 'y']", "answer": "B", "question_type": "multiple-choice"}
+ROWS["mmmu"] = {
+    (subject, "validation"): [
+        _MMMU | {"id": f"validation_{subject}_1", "image_1": picture(at), "image_2": None, "image_3": picture(at + 100)}
+    ]
+    for at, subject in enumerate(SUBJECTS)
+}
+
+_LLAVA = {"question_id": 0, "question": "Name it.", "image_id": "001", "category": "conv", "image": picture(6)}
+ROWS["llava_bench"] = {(None, "train"): [_LLAVA]}
+_VET = {"question_id": "v1_0", "question": "x?", "answer": "-1 <AND> -5", "capability": "ocr,math", "image": picture(7)}
+ROWS["mm_vet"] = {(None, "test"): [_VET]}
+
 _VQA = {"question_id": 42001, "image_id": 42, "question": "Is it?"}
 _OKVQA = _VQA | {"question_id": 425}
 _TEXT = {"question_id": 8, "image_id": "ab12", "question": "What does it say?", "answers": ["stop"] * 10}
+_DOCUMENT = {"questionId": 49153, "question": "How many?", "answers": ["5", "five"], "question_types": ["figure"]}
+_DOCUMENT |= {"image": "documents/pybv0228_81.png", "ucsf_document_id": "pybv0228", "ucsf_document_page_no": "81"}
 _TEXT_FILE = {"TextVQA_0.5.1_val.json": {"data": [_TEXT]}}
 
 OFFICIAL: dict[str, dict[str, Any]] = {
@@ -200,6 +256,18 @@ OFFICIAL: dict[str, dict[str, Any]] = {
             "questions": [{"question_id": number, "image_id": 7, "question": "Is it?"} for number in numbers]
         }
         for split, numbers in (("test-dev", [7002]), ("test", [7001, 7002]))
+    },
+    "llava_bench": {
+        "questions.jsonl": {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "Name it."},
+    },
+    "mm_vet": {
+        "mm-vet.json": {
+            "v1_0": {"imagename": "v1_0.png", "question": "x?", "answer": "-1 <AND> -5", "capability": ["ocr", "math"]}
+        }
+    },
+    "docvqa": {"spdocvqa_qas/val_v1.0_withQT.json": {"data": [_DOCUMENT]}},
+    "docvqa_test": {
+        "spdocvqa_qas/test_v1.0.json": {"data": [{**_DOCUMENT, "answers": None, "question_types": None}]},
     },
     "textvqa": _TEXT_FILE,
     "textvqa_ocr": _TEXT_FILE

@@ -28,7 +28,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty caches, and no network."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
     def refuse(*_: object) -> None:
@@ -105,7 +105,8 @@ def test_samples_are_those_of_the_official_files(name: str, caches: Path, tmp_pa
 
 def test_every_benchmark_with_a_dataset_is_tested() -> None:
     assert {name for name in benchmark_names() if get_benchmark(name).hub} == set(ROWS)
-    assert set(ROWS) - set(OFFICIAL) == {"scienceqa"}
+    numbered_by_row = {"ai2d", "ai2d_no_mask", "chartqa", "infovqa", "infovqa_test", "scienceqa"}
+    assert set(ROWS) - set(OFFICIAL) == numbered_by_row | {"mmmu"}  # whose official files are those of the Hub
 
 
 def test_scienceqa_is_numbered_by_row(caches: Path, tmp_path: Path) -> None:
@@ -113,6 +114,55 @@ def test_scienceqa_is_numbered_by_row(caches: Path, tmp_path: Path) -> None:
     text, image = get_benchmark("scienceqa").load_anywhere(None).samples
     assert (text.id, text.images, text.question, text.target) == ("row-0", (), "Q?", "B")
     assert (image.images, image.question) == (("images/test/row-1/image.png",), "Context: Look.\nR?")
+
+
+def test_chartqa_has_its_parts_in_order(caches: Path) -> None:
+    in_hub_cache("chartqa", caches, Path())
+    data = get_benchmark("chartqa").load_anywhere(None)
+    assert len(data.samples) == 1251
+    assert [(data.samples[at].id, data.samples[at].target) for at in (0, 1249, 1250)] == [
+        ("human_0", "5"),
+        ("human_1249", "5"),
+        ("augmented_0", "6"),
+    ]
+    data.provide_images(data.samples[1250].images)
+    assert (data.image_root / "test/png/row-1250.png").read_bytes() == picture(2)["bytes"]
+    misplaced = ROWS["chartqa"][None, "test"][1250]
+    with pytest.raises(ValueError, match=r"row 1: 'type' must be human_test in this row, found 'augmented_test'"):
+        get_benchmark("chartqa").hub[0].sample(misplaced, 0, "row 1")
+
+
+@pytest.mark.parametrize("name", ["ai2d", "ai2d_no_mask"])
+def test_masked_and_unmasked_diagrams_are_two_datasets(name: str, caches: Path) -> None:
+    in_hub_cache(name, caches, Path())
+    data = get_benchmark(name).load_anywhere(None)
+    (sample,) = data.samples
+    assert (sample.target, sample.choices) == ("C", ("a", "b", "c", "d"))
+    other = {"ai2d": "ai2d_no_mask", "ai2d_no_mask": "ai2d"}[name]
+    with pytest.raises(FileNotFoundError, match="nor is there a dataset"):
+        get_benchmark(other).load_anywhere(None)
+
+
+@pytest.mark.parametrize("split", ["", "_test"])
+def test_infovqa_tells_images_apart_by_their_address(split: str, caches: Path) -> None:
+    in_hub_cache(f"infovqa{split}", caches, Path())
+    (sample,) = get_benchmark(f"infovqa{split}").load_anywhere(None).samples
+    assert (sample.id, sample.cluster) == ("98313", "https://example.org/a.jpg")
+    assert sample.answers == (() if split else ("5", "five"))
+    assert sample.categories.get("operation") == (None if split else ("counting",))
+
+
+def test_mmmu_of_the_hub_is_the_official_one(caches: Path, tmp_path: Path) -> None:
+    in_hub_cache("mmmu", caches, tmp_path)
+    cached = get_benchmark("mmmu").load_anywhere(None)
+    write_snapshot(tmp_path / "mmmu", "mmmu")
+    official_tables = get_benchmark("mmmu").load(tmp_path)
+    assert cached.samples == official_tables.samples
+    assert (official_tables.origin, cached.origin is None) == (None, False)
+    second = cached.samples[1]
+    assert second.images == ("validation_Agriculture_1/image_1.png", "validation_Agriculture_1/image_3.png")
+    cached.provide_images(second.images)
+    assert (cached.image_root / second.images[1]).read_bytes() == picture(101)["bytes"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -167,6 +217,14 @@ def test_submission_of_test_dev_covers_the_whole_test_split(caches: Path, tmp_pa
         {"question_id": 7001, "answer": ""},
         {"question_id": 7002, "answer": answer},
     ]
+
+
+def test_the_branch_main_comes_before_other_revisions(textvqa: Benchmark, caches: Path) -> None:
+    snapshots = caches / "hub" / "datasets--lmms-lab--textvqa" / "snapshots"
+    write_snapshot(snapshots / ("f" * 40), "textvqa")
+    assert textvqa.load_anywhere(None).root == snapshots / COMMIT
+    shutil.rmtree(snapshots / COMMIT / "data")
+    assert textvqa.load_anywhere(None).root == snapshots / ("f" * 40)
 
 
 def test_official_files_come_first(textvqa: Benchmark, tmp_path: Path) -> None:
