@@ -164,8 +164,14 @@ def _likelihood(benchmark: Benchmark, rows: Sequence[dict[str, Any]], partial: b
 
 def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str) -> dict[str, Any]:
     clusters = [row["cluster"] for row in rows]
-    summands = metric.summands(rows)
-    found = estimate(summands, clusters, metric.statistic, cluster_name, is_centred=metric.is_centred)
+    found = estimate(
+        metric.summands(rows),
+        clusters,
+        metric.statistic,
+        cluster_name,
+        largest=metric.largest,
+        is_centred=metric.is_centred,
+    )
     return found | {"style": asdict(metric.style)}
 
 
@@ -273,7 +279,11 @@ def _likelihood_summary(block: dict[str, Any], primary: str) -> str:
 
 
 def format_estimate(metric: dict[str, Any]) -> str:
-    """A value with its interval, in the metric's own unit and number of digits."""
+    """A value with its interval, if there are any, in the metric's own unit and number of digits."""
     style = Style(**metric["style"])
+    if metric["value"] is None:
+        return "not defined here"
+    if metric["ci95"] is None:
+        return f"{style.text(metric['value'])} (no interval: one {metric['cluster']} only)"
     low, high = (style.number(bound) for bound in metric["ci95"])
     return f"{style.text(metric['value'])} (95 % interval {low} to {high})"

@@ -129,8 +129,8 @@ BENCHMARK = Benchmark(
     score_together=score_together,
     layouts=(Layout((_SPLIT, _CAPTIONS), ("val2014/COCO_val2014_*.jpg",)),),
     metrics=(
-        mean_of("cider", "cider", primary=True, style=_TIMES_100),
-        mean_of("cider_lenient", "cider_lenient", style=_TIMES_100),
+        mean_of("cider", "cider", primary=True, style=_TIMES_100, largest=10.0),
+        mean_of("cider_lenient", "cider_lenient", style=_TIMES_100, largest=10.0),
     ),
     import_predictions=importer(Format("COCO results", "image_id", "caption"), LLAVA),
     submission=Submission("coco_captions_results.json", write_submission),

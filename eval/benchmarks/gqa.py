@@ -93,7 +93,7 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     row = {
         "parsed": answer,
         "parsed_lenient": answer,
-        "score": gqa_accuracy(text.strip(), sample.target),
+        "score": gqa_accuracy(text, sample.target),
         "score_lenient": gqa_accuracy_lenient(text, sample.target),
     }
     for name in ("valid", "plausible"):

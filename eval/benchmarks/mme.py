@@ -148,7 +148,8 @@ def _metrics() -> tuple[Metric, ...]:
         summands = partial(mme_sums, key=f"score{suffix}")
         for name, members in groups.items():
             primary = name == "perception" and not suffix
-            metrics.append(Metric(f"{name}{suffix}", summands, mme_points(members), primary, _POINTS))
+            most = 200.0 * len(members)
+            metrics.append(Metric(f"{name}{suffix}", summands, mme_points(members), primary, _POINTS, most))
     return tuple(metrics)
 
 

@@ -161,7 +161,13 @@ def _mean_f1(sums: np.ndarray) -> np.ndarray:
 
 
 def _of_category(place: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda sums: statistic(sums[..., 5 * place : 5 * place + 5])
+    """The statistic of one category; not a number where that has no questions."""
+
+    def of_category(sums: np.ndarray) -> np.ndarray:
+        counts = sums[..., 5 * place : 5 * place + 5]
+        return np.where(counts.sum(axis=-1) > 0, statistic(counts), np.nan)
+
+    return of_category
 
 
 def _metrics() -> tuple[Metric, ...]:

@@ -12,6 +12,7 @@ from eval.measures import Metric, mean_of
 from eval.metrics.vqa import Mode, normalize_vqa, vqa_soft_accuracy
 from eval.samples import BenchmarkData, Sample
 
+_KINDS = ("answer_type", "question_type")
 VQA_SUBMISSION = Format("VQA submission", "question_id", "answer")
 METRICS: tuple[Metric, ...] = (mean_of("vqa_accuracy", primary=True), mean_of("vqa_accuracy_lenient", "score_lenient"))
 
@@ -73,7 +74,7 @@ def vqa_sample(question: Mapping[str, Any], annotation: Mapping[str, Any], image
         question=field(question, ("question",), where),
         target=annotation.get("multiple_choice_answer") or most_frequent(answers),
         cluster=str(picture),
-        categories={"answer_type": annotation["answer_type"]} if annotation.get("answer_type") else {},
+        categories={name: str(annotation.get(name, "")) for name in _KINDS if "answer_type" in annotation},
         answers=answers,
     )
 

@@ -2,8 +2,9 @@
 server.
 
 Official scorer: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA. Published
-LLaVA-1.5 numbers are of test-dev: do not compare them with val. LLaVA normalises answers before it submits them, which
-the submission here does too: against ten equal answers the official script compares letter for letter.
+LLaVA-1.5 numbers are of test-dev: do not compare them with val. The submission holds normalised answers, because
+against ten equal answers the official script compares letter for letter. They are normalised as that script does;
+LLaVA's `convert_vqav2_for_submission.py` takes TextVQA's processor, whose "dog 's" never equals a "dog's".
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ BENCHMARK = Benchmark(
     parser="official (vqaEval.py)",
     judge=soft_judge("official"),
     metrics=METRICS,
-    breakdowns=("answer_type",),
+    breakdowns=("answer_type", "question_type"),
     import_predictions=importer(LLAVA, VQA_SUBMISSION),
     layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(_HUB,),

@@ -134,12 +134,15 @@ def test_seed_bench_official_file_without_videos(tmp_path: Path) -> None:
 
 def test_vqav2_and_its_submission(tmp_path: Path) -> None:
     questions = [{"question_id": number, "image_id": 42, "question": "Is it?"} for number in (1, 2)]
-    annotations = [{"question_id": number, "answer_type": "yes/no", "answers": TEN} for number in (2, 1)]
+    kinds = {"answer_type": "yes/no", "question_type": "is it"}
+    annotations = [{"question_id": number, "answers": TEN, **kinds} for number in (2, 1)]
     folder = tmp_path / "vqav2"
     write(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
     write(folder / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     data = get_benchmark("vqav2").load(tmp_path)
     assert data.samples[0].images == ("val2014/COCO_val2014_000000000042.jpg",)
+    assert data.samples[0].categories == kinds
+    assert set(get_benchmark("vqav2").breakdowns) == set(kinds), "both stand in the official result"
     rows = [{"question_id": 1, "answer": "Yes"}, {"question_id": 2, "answer": "yes"}]
     found = predictions("vqav2", data, rows, tmp_path / "a.jsonl")
     assert [value("vqav2", data, found, f"vqa_accuracy{suffix}") for suffix in ("", "_lenient")] == [0.5, 1]
