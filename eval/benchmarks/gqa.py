@@ -129,6 +129,7 @@ BENCHMARK = Benchmark(
             distribution,
             style=Style(scale=1, unit=""),
             needs="group",
+            largest=None,
             is_centred=True,
         ),
     ),
