@@ -88,7 +88,7 @@ def estimate(
     draws = draws[np.isfinite(draws)]
     if (draws == value).all():
         trials = int(np.isfinite(statistic(sums)).sum()) or len(sums)
-        if largest is not None and not is_centred and (trials == 1 or value in (0.0, largest)):
+        if largest is not None and (trials == 1 or value in (0.0, largest)):
             low, high = wilson_interval(value / largest * trials, trials)
             return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
         if trials == 1:
