@@ -18,7 +18,7 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test upstream-tests lint clean
+.PHONY: help quickstart test upstream-tests harness-tests lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(INSTALLED)  ## run the whole test suite (CPU, offline)
 
 upstream-tests: $(INSTALLED)  ## run the common tests of Transformers on our classes (downloads its source once, 11 MB)
 	$(BIN)/python tests/upstream/run.py
+
+harness-tests: $(INSTALLED)  ## run lmms-eval on a tiny model, against eval.run (installs it once, 120 MB in a cache)
+	$(BIN)/python tests/eval/harnesses/run.py
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(BIN)/ruff check .

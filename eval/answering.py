@@ -12,6 +12,9 @@ from defocus_mllm.images import ImageError
 from eval.generator import Generator, Request
 from eval.samples import Prediction
 
+# The CPU's allocator; the CUDA driver, and other devices; libraries of CUDA that allocate for themselves.
+_TEXTS_OF_LACKING_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
 
 @dataclass
 class Outcome:
@@ -65,8 +68,9 @@ def answer(generator: Generator, batch: Sequence[Request], max_new_tokens: int) 
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class for the GPU's lack of memory only; on the CPU it is a RuntimeError with this text."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """PyTorch has a class for its own GPU allocator's lack of memory; on other paths it is a text."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(text in str(error) for text in _TEXTS_OF_LACKING_MEMORY)
 
 
 def _release_memory() -> None:

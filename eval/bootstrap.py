@@ -54,7 +54,8 @@ def estimate(
     cluster_name: str = "image",
     resamples: int = RESAMPLES,
     seed: int = SEED,
-    is_share: bool = True,
+    largest: float | None = 1.0,
+    is_centred: bool = False,
 ) -> dict[str, Any]:
     """Value, standard error and 95 % interval (percentile bootstrap over clusters) of a statistic of summed components.
 
@@ -62,30 +63,39 @@ def estimate(
         components: (samples, k), what the statistic needs of each sample; for an accuracy (score, 1).
         clusters: the cluster of each sample.
         statistic: maps summed components (..., k) to values (...).
-        is_share: False where 0 and 1 are values like any other, as of a difference.
+        largest: the largest value there is, if the smallest is 0; None if there are no such bounds, as of a difference.
+        is_centred: the interval is the spread of the draws around their mean, put at the value: for a statistic that
+            drawing itself raises, such as a chi-square, whose draws all lie above it.
 
-    A share (accuracy, F1, ...) at 0 or 1, where no draw differs, gets Wilson's interval with the number of clusters as
-    the number of trials (the cautious reading: the answers within one cluster may be copies of each other), and no
-    standard error.
+    Where no draw differs because the value is 0 or the largest, or because there is one cluster only, the spread is not
+    0: the interval is Wilson's then, with the number of clusters as the number of trials (the cautious reading: the
+    answers within one cluster may be copies of each other), and there is no standard error. Without bounds one cluster
+    has no interval (None). Clusters and draws in which the statistic is not a number (no question of some kind) do not
+    count; where it is not a number at all, the value is None.
 
     Raises:
         ValueError: there are no samples.
     """
     if len(components) == 0:
         raise ValueError("no samples: a metric of nothing has no value")
-    sums = cluster_sums(np.asarray(components, dtype=float), clusters)
-    value = float(statistic(sums.sum(axis=0)))
+    components = np.asarray(components, dtype=float)
+    sums = cluster_sums(components, clusters)
+    value = float(statistic(components.sum(axis=0)))  # in the order of the samples, as official scripts add up
+    found: dict[str, Any] = {"value": value, "ci95": None, "se": None, "method": "none", "cluster": cluster_name}
+    if not math.isfinite(value):
+        return found | {"value": None}
     draws = resampled_statistics(sums, statistic, resamples, seed)
-    if is_share and value in (0.0, 1.0) and (draws == value).all():
-        interval = wilson_interval(value * len(sums), len(sums))
-        return {"value": value, "ci95": list(interval), "se": None, "method": "wilson", "cluster": cluster_name}
+    draws = draws[np.isfinite(draws)]
+    if (draws == value).all():
+        trials = int(np.isfinite(statistic(sums)).sum()) or len(sums)
+        if largest is not None and (trials == 1 or value in (0.0, largest)):
+            low, high = wilson_interval(value / largest * trials, trials)
+            return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
+        if trials == 1:
+            return found
     low, high = np.percentile(draws, [2.5, 97.5])
-    return {
-        "value": value,
-        "ci95": [float(low), float(high)],
-        "se": float(draws.std(ddof=1)),
-        "method": "cluster_bootstrap",
-        "cluster": cluster_name,
-        "B": resamples,
-        "seed": seed,
-    }
+    if is_centred:
+        low, high = value + draws.mean() - high, value + draws.mean() - low
+    spread = {"ci95": [float(low), float(high)], "se": float(draws.std(ddof=1))}
+    method = "cluster_bootstrap_centred" if is_centred else "cluster_bootstrap"
+    return found | spread | {"method": method, "B": resamples, "seed": seed}

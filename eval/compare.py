@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,7 +75,11 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
         "n_expected": benchmark.n_expected,
         "only_a": len(rows[0]) - len(common),
         "only_b": len(rows[1]) - len(common),
-        "metrics": {m.name: _compare_metric(m, rows_a, rows_b, benchmark.cluster) for m in benchmark.metrics},
+        "metrics": {
+            metric.name: _compare_metric(metric, rows_a, rows_b, benchmark.cluster)
+            for metric in benchmark.metrics
+            if metric.applies_to(rows_a) and metric.applies_to(rows_b)
+        },
         "mcnemar": mcnemar([row["score"] for row in rows_a], [row["score"] for row in rows_b]),
     }
 
@@ -82,7 +87,8 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
 def _compare_metric(metric: Metric, rows_a: Rows, rows_b: Rows, cluster_name: str) -> dict[str, Any]:
     clusters = [row["cluster"] for row in rows_a]
     difference = paired_difference(metric, rows_a, rows_b, clusters, cluster_name)
-    values = {"a": metric.value(rows_a), "b": metric.value(rows_b)}
+    found = {"a": metric.value(rows_a), "b": metric.value(rows_b)}
+    values = {name: value if math.isfinite(value) else None for name, value in found.items()}
     return values | {"difference": difference, "style": asdict(metric.style), "primary": metric.primary}
 
 
@@ -96,7 +102,8 @@ def paired_difference(
     def difference(sums: np.ndarray) -> np.ndarray:
         return metric.statistic(sums[..., width:]) - metric.statistic(sums[..., :width])
 
-    return estimate(np.hstack([summands_a, summands_b]), clusters, difference, cluster_name, is_share=False)
+    both = np.hstack([summands_a, summands_b])
+    return estimate(both, clusters, difference, cluster_name, largest=None, is_centred=metric.is_centred)
 
 
 def mcnemar(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, Any] | None:
@@ -142,6 +149,10 @@ def describe(comparison: Mapping[str, Any]) -> str:
 
 def _describe_metric(metric: Mapping[str, Any]) -> str:
     style, difference = Style(**metric["style"]), metric["difference"]
+    if difference["value"] is None:
+        return "not defined here"
+    if difference["ci95"] is None:
+        return f"{style.text(metric['a'])} -> {style.text(metric['b'])} (no interval: one {difference['cluster']} only)"
     value, low, high = (
         f"{style.scale * number:+.{style.digits}f}" for number in (difference["value"], *difference["ci95"])
     )

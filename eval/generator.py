@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from defocus_mllm import DefocusForConditionalGeneration  # also registers the model with the Auto classes
+from defocus_mllm.images import ImageError
 from defocus_mllm.loading import load_strictly
 from eval.checkpoints import find_checkpoint
 from eval.environment import code_digest
@@ -99,6 +101,8 @@ class TransformersGenerator:
         self.processor = AutoProcessor.from_pretrained(model_dir)
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # Of the checkpoint's settings `generate` would take what a call leaves open: a penalty is not greedy search.
+        self.model.generation_config = GenerationConfig()
         self._images = ImageCache()
         is_ours = isinstance(self.model, DefocusForConditionalGeneration)
         self._image_features = ImageFeatures(self.model) if is_ours else None
@@ -145,8 +149,9 @@ class TransformersGenerator:
         estimate, good enough to sort by; memory errors are met by smaller batches.
         """
         if self._image_tokens is None and request.images:
-            whole = int(self._encode([request])["attention_mask"].sum())
-            self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
+            with contextlib.suppress(ImageError):  # a broken image is named when its turn comes
+                whole = int(self._encode([request])["attention_mask"].sum())
+                self._image_tokens = max(1, (whole - self._text_tokens(request.prompt)) // len(request.images))
         return self._text_tokens(request.prompt) + len(request.images) * (self._image_tokens or 0)
 
     def _text_tokens(self, prompt: str) -> int:

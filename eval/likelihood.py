@@ -49,8 +49,13 @@ def sequence_likelihoods(model: Any, tokenizer: Any, inputs: Mapping[str, Any], 
     """
     ids = torch.tensor(tokenizer(option, add_special_tokens=False).input_ids, device=inputs["input_ids"].device)
     rows, length = inputs["input_ids"].shape
-    whole = dict(inputs)
-    whole["input_ids"] = torch.cat([inputs["input_ids"], ids[:-1].expand(rows, -1)], dim=1)
+    given = ids[:-1].expand(rows, -1)
+    # What some models are told about every token beside its id (`token_type_ids`, ...) is 0 for text.
+    beside = {name: value for name, value in inputs.items() if value.shape == (rows, length)}
+    whole = dict(inputs) | {
+        name: torch.cat([value, torch.zeros_like(given, dtype=value.dtype)], dim=1) for name, value in beside.items()
+    }
+    whole["input_ids"] = torch.cat([inputs["input_ids"], given], dim=1)
     whole["attention_mask"] = torch.ones_like(whole["input_ids"])
     logits = model(**whole).logits[:, length - 1 :].float()
     steps = logits.log_softmax(-1).gather(-1, ids.expand(rows, -1)[..., None])

@@ -21,8 +21,12 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number."""
-    return sums[..., 0] / sums[..., 1]
+    """The statistic of a mean-type metric: `sums[..., 0]` is the sum of scores, `sums[..., 1]` their number.
+
+    Not a number where that is 0.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,30 @@ class Metric:
     summands: Callable[[Sequence[Row]], np.ndarray]
     """rows -> (rows, k), one row of summands for each sample, in order."""
     statistic: Statistic = mean
-    """(..., k) sums -> (...) values. At 0 and 1 the interval is Wilson's."""
+    """(..., k) sums -> (...) values; not a number where nothing is to be measured (no question of that kind)."""
     primary: bool = False
     style: Style = PERCENT
+    largest: float | None = 1.0
+    """The largest possible value, where the smallest is 0: at both the interval is Wilson's. None: there is none."""
+    needs: str | None = None
+    """Entry of the rows without which there is nothing to compute: data that only some installations have."""
+
+    is_centred: bool = False
+    """How the interval is put at the value: see `eval.bootstrap.estimate`."""
+
+    def applies_to(self, rows: Sequence[Row]) -> bool:
+        """Whether the rows hold what the metric needs."""
+        return self.needs is None or all(self.needs in row for row in rows)
 
     def value(self, rows: Sequence[Row]) -> float:
         """The metric of these rows."""
         return float(self.statistic(self.summands(rows).sum(axis=0)))
 
 
-def mean_of(name: str, key: str = "score", primary: bool = False, style: Style = PERCENT) -> Metric:
-    """The mean of one entry of the rows."""
+def mean_of(name: str, key: str = "score", **settings: Any) -> Metric:
+    """The mean of one entry of the rows; `settings` are further fields of `Metric`."""
 
     def summands(rows: Sequence[Row]) -> np.ndarray:
         return np.array([[float(row[key]), 1.0] for row in rows])
 
-    return Metric(name, summands, primary=primary, style=style)
+    return Metric(name, summands, **settings)

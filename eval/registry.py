@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import AnswerFile, Imported
 from eval.hub import HubSource, load_from_hub
 from eval.layouts import Layout
 from eval.measures import Metric, Row
@@ -103,9 +104,9 @@ class Benchmark:
     baselines: tuple[Baseline, ...] = ()
     also_accepted: tuple[str, ...] = ()
     """Fingerprints of other installations that score the same (questions or images left out, truth in predictions)."""
-    import_predictions: Callable[[Path, BenchmarkData], dict[str, Prediction]] | None = None
-    """Reads an official or LLaVA answer file, whose rows have no `id`: sample id -> prediction."""
-    load_from_predictions: Callable[[Path], BenchmarkData] | None = None
+    import_predictions: Callable[[AnswerFile, BenchmarkData], Imported] | None = None
+    """Matches an official or LLaVA answer file, whose rows have no `id`, with the samples."""
+    load_from_predictions: Callable[[AnswerFile], BenchmarkData] | None = None
     """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
     submission: Submission | None = None
     layouts: tuple[Layout, ...] = ()

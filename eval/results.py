@@ -19,6 +19,7 @@ from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
+_MOST_GROUPS_SHOWN = 20
 _WHERE = ("name", "path", "revision", "predictions")
 
 
@@ -146,6 +147,7 @@ def _estimates(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> dict[str
     return {
         metric.name: _estimate(rows, metric, benchmark.cluster) | {"primary": metric.primary}
         for metric in benchmark.metrics
+        if metric.applies_to(rows)
     }
 
 
@@ -162,7 +164,14 @@ def _likelihood(benchmark: Benchmark, rows: Sequence[dict[str, Any]], partial: b
 
 def _estimate(rows: Sequence[dict[str, Any]], metric: Metric, cluster_name: str) -> dict[str, Any]:
     clusters = [row["cluster"] for row in rows]
-    found = estimate(metric.summands(rows), clusters, metric.statistic, cluster_name)
+    found = estimate(
+        metric.summands(rows),
+        clusters,
+        metric.statistic,
+        cluster_name,
+        largest=metric.largest,
+        is_centred=metric.is_centred,
+    )
     return found | {"style": asdict(metric.style)}
 
 
@@ -245,7 +254,10 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(_likelihood_summary(results["likelihood"], primary))
     others = ((name, metric) for name, metric in results["metrics"].items() if not metric["primary"])
     lines += [f"  {name} {format_estimate(metric)}" for name, metric in others]
-    for groups in results["breakdown"].values():
+    for name, groups in results["breakdown"].items():
+        if len(groups) > _MOST_GROUPS_SHOWN:
+            lines.append(f"  by {name}: {len(groups)} groups, in results.json")
+            continue
         lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
     lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
     lines += _describe_data(benchmark)
@@ -267,7 +279,11 @@ def _likelihood_summary(block: dict[str, Any], primary: str) -> str:
 
 
 def format_estimate(metric: dict[str, Any]) -> str:
-    """A value with its interval, in the metric's own unit and number of digits."""
+    """A value with its interval, if there are any, in the metric's own unit and number of digits."""
     style = Style(**metric["style"])
+    if metric["value"] is None:
+        return "not defined here"
+    if metric["ci95"] is None:
+        return f"{style.text(metric['value'])} (no interval: one {metric['cluster']} only)"
     low, high = (style.number(bound) for bound in metric["ci95"])
     return f"{style.text(metric['value'])} (95 % interval {low} to {high})"

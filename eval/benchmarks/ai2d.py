@@ -18,15 +18,16 @@ from typing import Any
 
 import PIL
 
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.ai2d_letters import DRAWING, Style, draw_letters, has_letters
-from eval.benchmarks.official import collect, field, find_layout, letter_prompt, read_table, table_images
+from eval.benchmarks.official import collect, field, find_layout, judged, letter_prompt, read_table, table_images
 from eval.files import read_json
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import mean_of
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_lmms_letter
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 from eval.stored_images import StoredImages, file_identity
 
 _CHOICES = LETTERS[:4]
@@ -207,22 +208,17 @@ def _hub(*repositories: str) -> tuple[HubSource]:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """lmms-eval's reading and the forgiving one; a letter beyond the options is wrong."""
     official, lenient = parse_lmms_letter(text), parse_letter_lenient(text, sample.choices)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-    }
+    return judged(official, lenient, sample)
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """VLMEvalKit's table (`index`, `prediction`), or LLaVA's rows (`question_id` such as "0.png-0", or an index)."""
 
     def find_id(row: dict[str, Any], where: str) -> str:
         key = str(field(row, ("index", "question_id"), where))
         return key if ".png-" in key else _from_index(key, where)
 
-    return collect(path, data, find_id, ("prediction", "text"))
+    return collect(answers, data, (Format("VLMEvalKit's table", "index", "prediction"), LLAVA), find_id)
 
 
 def _data_needed(style: Style) -> str:

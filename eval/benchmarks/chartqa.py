@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.answer_files import AnswerFile, Imported
 from eval.benchmarks.official import collect, field, find_layout, short_prompt
 from eval.files import read_json
 from eval.hub import HubSource
@@ -20,7 +21,7 @@ from eval.layouts import Layout
 from eval.measures import Metric, Row
 from eval.metrics.text import relaxed_accuracy, relaxed_accuracy_lenient
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
 PARTS = ("human", "augmented")
 _COMPARED = ("id", "question", "target", "cluster")
@@ -83,7 +84,7 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """Rows whose `question_id` is a sample's id, or its number from 0 in official order, human before augmented.
 
     A row's `prompt`, as LLaVA writes it, must then begin with the question: an answer file in another order is refused.
@@ -91,7 +92,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
     samples = {sample.id: sample for sample in data.samples}
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        key = field(row, ("question_id", "questionId"), where)
+        key = row["question_id"]
         if isinstance(key, int) and 0 <= key < len(data.samples):
             key = data.samples[key].id
         sample = samples.get(str(key))
@@ -100,7 +101,7 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
             raise ValueError(f"{where}: 'prompt' does not ask the question of {sample.id!r}: {sample.question!r}")
         return str(key)
 
-    return collect(path, data, find_id, ("text", "answer", "prediction"))
+    return collect(answers, data, find_id=find_id)
 
 
 def _by_part(key: str) -> Callable[[Sequence[Row]], np.ndarray]:

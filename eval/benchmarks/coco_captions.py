@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import collect, field, find_folder
+from eval.answer_files import LLAVA, Format
+from eval.benchmarks.official import field, find_folder, importer
 from eval.files import read_json
 from eval.layouts import Layout
 from eval.measures import Row, Style, mean_of
@@ -102,13 +103,6 @@ def score_together(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """The official results (`image_id`, `caption`), or LLaVA's rows, whose `question_id` is the image's number."""
-    return collect(
-        path, data, lambda row, where: str(field(row, ("image_id", "question_id"), where)), ("caption", "text")
-    )
-
-
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
     """The list of {"image_id", "caption"} that pycocoevalcap reads."""
     rows = [{"image_id": int(sample.id), "caption": predictions[sample.id].text} for sample in data.samples]
@@ -135,9 +129,9 @@ BENCHMARK = Benchmark(
     score_together=score_together,
     layouts=(Layout((_SPLIT, _CAPTIONS), ("val2014/COCO_val2014_*.jpg",)),),
     metrics=(
-        mean_of("cider", "cider", primary=True, style=_TIMES_100),
-        mean_of("cider_lenient", "cider_lenient", style=_TIMES_100),
+        mean_of("cider", "cider", primary=True, style=_TIMES_100, largest=10.0),
+        mean_of("cider_lenient", "cider_lenient", style=_TIMES_100, largest=10.0),
     ),
-    import_predictions=import_predictions,
+    import_predictions=importer(Format("COCO results", "image_id", "caption"), LLAVA),
     submission=Submission("coco_captions_results.json", write_submission),
 )

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import field, find_layout
-from eval.files import read_json
+from eval.answer_files import Format
+from eval.benchmarks.official import field, find_layout, read_records
 from eval.measures import Metric, mean_of
 from eval.metrics.text import anls, anls_lenient
 from eval.samples import BenchmarkData, Prediction, Sample
 
+SUBMISSION = Format("RRC submission", "questionId", "answer")
 METRICS: tuple[Metric, ...] = (mean_of("anls", primary=True), mean_of("anls_lenient", "score_lenient"))
 COMPARED = ("id", "question", "target", "answers")
 """Fields that the fingerprint covers: images lie elsewhere in each layout."""
@@ -50,8 +51,7 @@ def load_rrc(
     """
     root, (name,) = find_layout(benchmark, data_root, [(file,) for file in layouts], data_needed)
     samples = []
-    for number, row in enumerate(_rows(root / name), 1):
-        where = f"{root / name}, record {number}"
+    for where, row in read_records(root / name, "data"):
         file = Path(str(field(row, (image,), where))).name
         cluster = str(field(row, (*document, image), where))
         samples.append(rrc_sample(row, where, f"{layouts[name]}/{file}", cluster, types, scored))
@@ -72,14 +72,6 @@ def rrc_sample(
         categories={category: _labels(row, key, where) for category, key in types.items()},
         answers=answers,
     )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    content = read_json(path)
-    rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected an object with a list 'data'")
-    return rows
 
 
 def _identifier(row: dict[str, Any], where: str) -> str:

@@ -11,8 +11,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.documents import COMPARED, MAX_NEW_TOKENS, METRICS, judge, load_rrc, rrc_sample, write_submission
-from eval.benchmarks.official import by_question_id, field, short_prompt
+from eval.answer_files import LLAVA
+from eval.benchmarks.documents import (
+    COMPARED,
+    MAX_NEW_TOKENS,
+    METRICS,
+    SUBMISSION,
+    judge,
+    load_rrc,
+    rrc_sample,
+    write_submission,
+)
+from eval.benchmarks.official import field, importer, short_prompt
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -87,9 +97,9 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     cluster="document",
     breakdowns=("question_type",),
+    import_predictions=importer(LLAVA, SUBMISSION),
     layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _VAL.items()),
     hub=_hub("validation"),
-    import_predictions=by_question_id,
 )
 
 BENCHMARK_TEST = dataclasses.replace(

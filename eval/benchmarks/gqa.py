@@ -1,60 +1,105 @@
 """GQA, testdev_balanced: compositional questions made from scene graphs.
 
 Official scorer: `eval.py` of https://cs.stanford.edu/people/dorarad/gqa/evaluate.html on answers that LLaVA's
-`convert_gqa_for_eval.py` prepares (closing periods off, lower case). Its consistency, validity and plausibility need
-files that testdev does not have, and are not computed.
+`convert_gqa_for_eval.py` prepares (closing periods off, lower case). Of its other scores the distribution is always
+computed; validity and plausibility where its file of choices lies beside the questions, and consistency where all
+entailed questions are among the questions: testdev comes with neither. Grounding needs maps of attention.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
+from eval.answer_files import LLAVA, Format
+from eval.benchmarks.official import field, find_folder, importer, short_prompt
 from eval.files import read_json
-from eval.hub import HubSource
+from eval.hub import HubSource, records
 from eval.layouts import Layout
-from eval.measures import mean_of
+from eval.measures import Metric, Style, mean_of
+from eval.metrics.gqa import (
+    consistency,
+    consistency_sums,
+    distribution,
+    distribution_counts,
+    is_among,
+    number_of_steps,
+)
 from eval.metrics.text import gqa_accuracy, gqa_accuracy_lenient
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
+_CHOICES = "testdev_balanced_choices.json"
 _FILE = "testdev_balanced_questions.json"
 
 
 def load(data_root: Path | None = None) -> BenchmarkData:
     """Read the questions. FileNotFoundError if the file is missing; ValueError names a malformed record."""
     root = find_folder("gqa", data_root, [_FILE], BENCHMARK.data_needed)
-    questions = read_json(root / _FILE)
-    if not isinstance(questions, dict):
-        raise ValueError(f"{root / _FILE}: expected an object of questions")
-    return BenchmarkData(
-        root, tuple(_read(key, row, f"{root / _FILE}, question {key}") for key, row in questions.items())
-    )
+    questions = _read_object(root / _FILE)
+    choices = _read_object(root / _CHOICES) if (root / _CHOICES).is_file() else None
+    entails = any(set(row.get("entailed", ())) - {key} for key, row in questions.items())
+    entailing = entails and all(set(row.get("entailed", ())) <= set(questions) for row in questions.values())
+    samples = []
+    for key, row in questions.items():
+        sample = _read(key, row, f"{root / _FILE}, question {key}")
+        details = dict(sample.details)
+        if entailing and "entailed" in row:
+            details["entailed"] = [other for other in row["entailed"] if other != key]
+        if choices is not None:
+            where = f"{root / _CHOICES}, question {key}"
+            known = field(choices, (key,), where)
+            details |= {name: field(known, (name,), where) for name in ("valid", "plausible")}
+        samples.append(dataclasses.replace(sample, details=details))
+    return BenchmarkData(root, tuple(samples))
+
+
+def _read_object(path: Path) -> dict[str, dict[str, Any]]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object of questions")
+    wrong = next((key for key, row in content.items() if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise ValueError(f"{path}, question {wrong}: expected an object")
+    return dict(content)
 
 
 def _read(key: str, row: dict[str, Any], where: str) -> Sample:
     image = field(row, ("imageId",), where)
-    structure = field(field(row, ("types",), where), ("structural",), where)
+    types = field(row, ("types",), where)
+    structure = field(types, ("structural",), where)
     return Sample(
         id=key,
         images=(f"images/{image}.jpg",),
         question=field(row, ("question",), where),
         target=field(row, ("answer",), where),
         cluster=image,
-        categories={"kind": "open" if structure == "query" else "binary", "structural": structure},
+        categories={
+            "kind": "open" if structure == "query" else "binary",
+            "structural": structure,
+            "semantic": str(types.get("semantic", "not given")),
+            "detailed": str(types.get("detailed", "not given")),
+            "steps": str(number_of_steps(records(row["semantic"]))) if "semantic" in row else "not given",
+            "words": str(len(row["question"].split())),
+        },
+        details={"group": row["groups"]["global"]} if row.get("groups") else {},
     )
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """Official and forgiving equality; only an empty answer is unparsed, for any word may be an answer."""
     answer = text.strip() or None
-    return {
+    row = {
         "parsed": answer,
         "parsed_lenient": answer,
-        "score": gqa_accuracy(text.strip(), sample.target),
+        "score": gqa_accuracy(text, sample.target),
         "score_lenient": gqa_accuracy_lenient(text, sample.target),
     }
+    for name in ("valid", "plausible"):
+        if name in sample.details:
+            row[name] = float(is_among(text, sample.details[name], str(sample.categories["detailed"])))
+    return row | {name: sample.details[name] for name in ("group", "entailed") if name in sample.details}
 
 
 BENCHMARK = Benchmark(
@@ -72,9 +117,24 @@ BENCHMARK = Benchmark(
     max_new_tokens=16,
     parser="official (eval.py after convert_gqa_for_eval.py)",
     judge=judge,
-    metrics=(mean_of("accuracy", primary=True), mean_of("accuracy_lenient", "score_lenient")),
-    breakdowns=("kind", "structural"),
-    import_predictions=by_question_id,
+    metrics=(
+        mean_of("accuracy", primary=True),
+        mean_of("accuracy_lenient", "score_lenient"),
+        Metric("consistency", consistency_sums, consistency, needs="entailed"),
+        mean_of("validity", "valid", needs="valid"),
+        mean_of("plausibility", "plausible", needs="plausible"),
+        Metric(
+            "distribution",
+            distribution_counts,
+            distribution,
+            style=Style(scale=1, unit=""),
+            needs="group",
+            largest=None,
+            is_centred=True,
+        ),
+    ),
+    breakdowns=("kind", "structural", "semantic", "detailed", "steps", "words"),
+    import_predictions=importer(LLAVA, Format("GQA predictions", "questionId", "prediction")),
     layouts=(Layout((_FILE,), ("images/*.jpg",)),),
     hub=(
         HubSource(

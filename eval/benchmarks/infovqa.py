@@ -11,8 +11,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.documents import COMPARED, MAX_NEW_TOKENS, METRICS, judge, load_rrc, rrc_sample, write_submission
-from eval.benchmarks.official import by_question_id, field, short_prompt
+from eval.answer_files import LLAVA
+from eval.benchmarks.documents import (
+    COMPARED,
+    MAX_NEW_TOKENS,
+    METRICS,
+    SUBMISSION,
+    judge,
+    load_rrc,
+    rrc_sample,
+    write_submission,
+)
+from eval.benchmarks.official import field, importer, short_prompt
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.files import sha256_of_json
 from eval.hub import HubSource
@@ -86,9 +96,9 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=METRICS,
     breakdowns=tuple(_TYPES),
+    import_predictions=importer(LLAVA, SUBMISSION),
     layouts=tuple(Layout((file,), (f"{images}/*.jpeg",)) for file, images in _VAL.items()),
     hub=_hub("validation"),
-    import_predictions=by_question_id,
 )
 
 BENCHMARK_TEST = dataclasses.replace(

@@ -14,13 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import by_question_id, collect, field, find_folder
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import collect, field, find_folder, importer, located
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.files import json_line, read_json, read_json_lines, sha256_of_json
+from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
 
+_COMPARED = ("id", "question")
+_COMPARED_MM_VET = ("id", "question", "target")
 _MM_VET_PREFIX = "v1_"
 
 
@@ -28,20 +32,25 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     """Read LLaVA-Bench's questions.jsonl. FileNotFoundError if it is missing; ValueError names a malformed record."""
     root = find_folder("llava_bench", data_root, ["questions.jsonl"], BENCHMARK.data_needed)
     samples = []
-    for number, row in enumerate(read_json_lines(root / "questions.jsonl"), 1):
-        where = f"{root / 'questions.jsonl'}, record {number}"
-        name, image = str(field(row, ("question_id",), where)), str(field(row, ("image",), where))
-        samples.append(
-            Sample(
-                id=name,
-                images=(f"images/{image}",),
-                question=str(field(row, ("text",), where)),
-                target="",
-                cluster=image,
-                categories={"category": str(field(row, ("category",), where))},
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question"))
+    for where, row in located(read_json_lines(root / "questions.jsonl"), root / "questions.jsonl"):
+        samples.append(_read(row, str(field(row, ("image",), where)), where))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED)
+
+
+def _read(row: dict[str, Any], image: str, where: str) -> Sample:
+    return Sample(
+        id=str(field(row, ("question_id",), where)),
+        images=(f"images/{image}",),
+        question=str(field(row, ("text", "question"), where)),
+        target="",
+        cluster=image,
+        categories={"category": str(field(row, ("category",), where))},
+    )
+
+
+def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    image = Path(str(row.get("image_id") or f"row-{number}")).stem
+    return _read(row, f"{image}.jpg", where)
 
 
 def load_mm_vet(data_root: Path | None = None) -> BenchmarkData:
@@ -53,19 +62,26 @@ def load_mm_vet(data_root: Path | None = None) -> BenchmarkData:
     samples = []
     for name, row in content.items():
         where = f"{root / 'mm-vet.json'}, question {name}"
-        image = str(field(row, ("imagename",), where))
         labels = tuple(map(str, field(row, ("capability",), where)))
-        samples.append(
-            Sample(
-                id=name,
-                images=(f"images/{image}",),
-                question=str(field(row, ("question",), where)),
-                target=str(field(row, ("answer",), where)),
-                cluster=image,
-                categories={"capability": labels[0] if len(labels) == 1 else labels},
-            )
-        )
-    return BenchmarkData(root, tuple(samples), compared=("id", "question", "target"))
+        samples.append(_read_mm_vet(row, name, str(field(row, ("imagename",), where)), labels, where))
+    return BenchmarkData(root, tuple(samples), compared=_COMPARED_MM_VET)
+
+
+def _read_mm_vet(row: dict[str, Any], name: str, image: str, labels: tuple[str, ...], where: str) -> Sample:
+    return Sample(
+        id=name,
+        images=(f"images/{image}",),
+        question=str(field(row, ("question",), where)),
+        target=str(field(row, ("answer",), where)),
+        cluster=image,
+        categories={"capability": labels[0] if len(labels) == 1 else labels},
+    )
+
+
+def _mm_vet_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
+    name, labels = str(field(row, ("question_id",), where)), field(row, ("capability",), where)
+    labels = labels.split(",") if isinstance(labels, str) else labels
+    return _read_mm_vet(row, name, f"{name}.png", tuple(label.strip() for label in labels), where)
 
 
 def prompt(sample: Sample) -> str:
@@ -73,16 +89,12 @@ def prompt(sample: Sample) -> str:
     return sample.question
 
 
-def import_mm_vet(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_mm_vet(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """The official results (id -> answer), or LLaVA's rows, whose `question_id` is the number in the id."""
-    try:
-        content = read_json(path)
-    except ValueError:
-        content = None  # JSON Lines
-    if isinstance(content, dict) and "question_id" not in content:
-        rows = [{"question_id": name, "text": text} for name, text in content.items()]
-        return collect(path, data, lambda row, where: str(row["question_id"]), rows=rows)
-    return collect(path, data, lambda row, where: f"{_MM_VET_PREFIX}{field(row, ('question_id',), where)}")
+    if LLAVA.id_field in answers.rows[0].values:
+        return collect(answers, data, find_id=lambda row, _: f"{_MM_VET_PREFIX}{row['question_id']}")
+    results = Format("MM-Vet results", "id", "answer")
+    return collect(answers.entries(results.id_field, results.text_field), data, (results,))
 
 
 def write_answers(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
@@ -119,8 +131,16 @@ BENCHMARK = Benchmark(
     parser="none",
     judge=unscored_judge,
     metrics=(),
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA),
     layouts=(Layout(("questions.jsonl",), ("images/*.jpg",)),),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/llava-bench-in-the-wild", "lmms-lab-encoder/llava-bench-in-the-wild"),
+            splits=((None, "train"),),
+            sample=_from_hub,
+            compared=_COMPARED,
+        ),
+    ),
     submission=Submission("llava_bench_answers.jsonl", write_answers, needs="judge required (GPT-4)"),
 )
 
@@ -142,5 +162,14 @@ BENCHMARK_MM_VET = Benchmark(
     metrics=(),
     import_predictions=import_mm_vet,
     layouts=(Layout(("mm-vet.json",), ("images/v1_*",)),),
+    hub=(
+        HubSource(
+            repositories=("lmms-lab/MMVet", "lmms-lab-encoder/MMVet"),
+            splits=((None, "test"),),
+            sample=_mm_vet_from_hub,
+            differs="it does not say which questions share an image",
+            compared=_COMPARED_MM_VET,
+        ),
+    ),
     submission=Submission("mm_vet_results.json", write_mm_vet, needs="judge required (GPT-4)"),
 )

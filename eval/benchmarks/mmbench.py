@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers, read_table, table_images
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import (
+    collect,
+    field,
+    find_folder,
+    judged,
+    letter_prompt,
+    located,
+    read_table,
+    table_images,
+)
+from eval.files import shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, Style, mean_of
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 from eval.stored_images import StoredImages, file_identity
 
 _FILE = "mmbench_dev_20230712.tsv"
@@ -39,29 +50,28 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     root = find_folder("mmbench", data_root, [_FILE], BENCHMARK.data_needed)
     path = root / _FILE
     images = StoredImages.in_cache("mmbench", file_identity(path), functools.partial(_read_images, path))
-    return dataclasses.replace(_samples(root, path, read_table(path)), stored_images=images)
+    return dataclasses.replace(_samples(root, located(read_table(path), path)), stored_images=images)
 
 
 def _read_images(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     return table_images(path, {name: Path(name).stem for name in names})
 
 
-def load_from_predictions(path: Path) -> BenchmarkData:
+def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
     """The truth of an answer table, whose rows repeat options and `answer`."""
-    return _samples(path.parent, path, read_answers(path))
+    return _samples(answers.files[0].parent, ((row.where, row.values) for row in answers.rows))
 
 
-def _samples(root: Path, path: Path, rows: list[dict[str, Any]]) -> BenchmarkData:
-    samples = tuple(_read(row, f"{path}, record {number}") for number, row in enumerate(rows, 1))
-    return BenchmarkData(root, samples, compared=("id", "target"))
+def _samples(root: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> BenchmarkData:
+    return BenchmarkData(root, tuple(_read(row, where) for where, row in records), compared=("id", "target"))
 
 
 def _index(row: dict[str, Any], where: str) -> int:
     value = field(row, ("index", "question_id"), where)
     try:
         return int(float(value))
-    except ValueError as error:
-        raise ValueError(f"{where}: 'index' must be a number, found {value!r}") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: 'index' must be a number, found {shown(value)}") from error
 
 
 def _read(row: dict[str, Any], where: str) -> Sample:
@@ -87,18 +97,22 @@ def _read(row: dict[str, Any], where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The offline heuristics and the forgiving reading; `group` is the question, whatever its rotation."""
     official, lenient = parse_mmbench(text, sample.choices), parse_letter_lenient(text, sample.choices)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-        "group": sample.cluster,
-    }
+    return judged(official, lenient, sample) | {"group": sample.cluster}
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """An answer table (`index`, `prediction`) or LLaVA's rows (`question_id`, `text`)."""
-    return collect(path, data, lambda row, where: str(_index(row, where)), ("prediction", "text"))
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """LLaVA's rows, or an answer table (.xlsx, .tsv), whose `answer` must be the truth of the data."""
+    truth = {sample.id: sample.target for sample in data.samples}
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        sample_id = str(_index(row, where))
+        expected = truth.get(sample_id)
+        if "prediction" in row and row.get("answer", expected) != expected:
+            found = shown(row["answer"])
+            raise ValueError(f"{where}: 'answer' is {found}, the data say {expected!r}: another version of MMBench?")
+        return sample_id
+
+    return collect(answers, data, (Format("MMBench answer table", "index", "prediction"), LLAVA), find_id)
 
 
 def _circular(key: str) -> Callable[[Sequence[Row]], np.ndarray]:

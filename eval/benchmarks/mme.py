@@ -7,21 +7,24 @@ most 2,000 points, cognition (4) at most 800.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
-from eval.files import read_json_lines
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, judged, located
+from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Style
 from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, mme_sums, parse_mme, parse_yes_no_lenient
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
 _INSTRUCTION = "Please answer yes or no."
+_TEXTS = Format("MME texts", "image", "answer")
 _POINTS = Style(scale=1.0, digits=4, unit="")
 _RELEASE = "MME_Benchmark_release_version"
 
@@ -40,18 +43,14 @@ def load(data_root: Path | None = None) -> BenchmarkData:
             root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
         except FileNotFoundError:
             raise no_release from None
-        samples = [_from_row(root, number, row) for number, row in _numbered(root / "ground_truth.jsonl")]
+        path = root / "ground_truth.jsonl"
+        samples = [_from_row(row, where) for where, row in located(read_json_lines(path), path)]
     else:
         samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
     return BenchmarkData(root, tuple(samples), compared=("id", "target"))
 
 
-def _numbered(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    return list(enumerate(read_json_lines(path), 1))
-
-
-def _from_row(root: Path, number: int, row: dict[str, Any]) -> Sample:
-    where = f"{root / 'ground_truth.jsonl'}, record {number}"
+def _from_row(row: dict[str, Any], where: str) -> Sample:
     category, stem, question, answer = (
         str(field(row, (name,), where)) for name in ("category", "image_stem", "question", "answer")
     )
@@ -102,32 +101,44 @@ def _bare(question: str) -> str:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading of the first four characters, and the forgiving one; what is neither is wrong."""
     official, lenient = parse_mme(text), parse_yes_no_lenient(text)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-        "category": sample.categories["category"],
-        "image": sample.cluster,
-    }
+    return judged(official, lenient, sample) | {"category": sample.categories["category"], "image": sample.cluster}
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows of LLaVA's answer file: `question_id` is category/[images/]image, `prompt` begins with the question."""
-    questions: defaultdict[str, list[str]] = defaultdict(list)
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """LLaVA's answer file, or MME's texts, CATEGORY.txt with the columns image, question, truth and answer.
+
+    LLaVA's `question_id` is category/[images/]image; `prompt` begins with the question.
+    """
+    if "columns" in answers.rows[0].values:
+        answers = answers.with_rows([_from_columns(row) for row in answers.rows])
+    samples: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
-        questions[sample.cluster].append(sample.question)
+        samples[sample.cluster].append(sample)
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        image = Path(str(field(row, ("question_id",), where)))
-        cluster = f"{image.parts[0]}/{image.stem}"
+        image = str(row.get("image", row.get("question_id")))
+        cluster = f"{image.partition('/')[0]}/{Path(image).stem}"
         prompt = _bare(str(field(row, ("prompt", "question"), where)).removeprefix("<image>\n"))
-        asked = [question for question in questions[cluster] if prompt.startswith(question)]
+        asked = [sample for sample in samples[cluster] if prompt.startswith(sample.question)]
         if not asked:
-            raise ValueError(f"{where}: the prompt begins with no question about the image {cluster!r}")
-        return f"{cluster}: {max(asked, key=len)}"
+            raise ValueError(f"{where}: the prompt begins with no question about the image {shown(cluster)}")
+        sample = max(asked, key=lambda each: len(each.question))
+        if row.get("truth", sample.target).lower() != sample.target:
+            raise ValueError(f"{where}: the truth is {shown(row['truth'])} here, but {sample.target!r} in the data")
+        return sample.id
 
-    return collect(path, data, find_id)
+    return collect(answers, data, (LLAVA, _TEXTS), find_id)
+
+
+def _from_columns(row: AnswerRow) -> AnswerRow:
+    columns = row.values["columns"]
+    if len(columns) != 4:
+        raise ValueError(
+            f"{row.where}: expected 4 columns with tabs between (image, question, truth, answer), found {len(columns)}"
+        )
+    image, question, truth, answer = columns
+    fields = {"image": f"{row.file.stem}/{image}", "question": question, "truth": truth.strip(), "answer": answer}
+    return dataclasses.replace(row, values=fields)
 
 
 def _metrics() -> tuple[Metric, ...]:
@@ -137,7 +148,8 @@ def _metrics() -> tuple[Metric, ...]:
         summands = partial(mme_sums, key=f"score{suffix}")
         for name, members in groups.items():
             primary = name == "perception" and not suffix
-            metrics.append(Metric(f"{name}{suffix}", summands, mme_points(members), primary, _POINTS))
+            most = 200.0 * len(members)
+            metrics.append(Metric(f"{name}{suffix}", summands, mme_points(members), primary, _POINTS, most))
     return tuple(metrics)
 
 

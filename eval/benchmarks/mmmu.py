@@ -13,11 +13,12 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, read_answers
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, located
 from eval.files import read_json
 from eval.hub import HubSource, read_official_tables
 from eval.layouts import Layout
@@ -134,19 +135,18 @@ def _load_truth(root: Path) -> BenchmarkData:
     if not isinstance(content, dict):
         raise ValueError(f"{root / _ANSWERS}: expected an object, id -> question_type and ground_truth")
     rows = [{"id": number, **truth} for number, truth in content.items() if isinstance(truth, dict)]
-    return _truth(root, root / _ANSWERS, rows)
+    return _truth(root, located(rows, root / _ANSWERS))
 
 
-def load_from_predictions(path: Path) -> BenchmarkData:
+def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
     """The truth of an official output file, whose rows repeat `question_type`, `answer` and the options."""
-    return _truth(path.parent, path, _rows(path))
+    return _truth(answers.files[0].parent, [(row.where, row.values) for row in answers.entries("id", "response").rows])
 
 
-def _truth(root: Path, path: Path, rows: Sequence[Mapping[str, Any]]) -> BenchmarkData:
+def _truth(root: Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> BenchmarkData:
     """Samples without question; the picture they name is the table that would have to be there to be shown one."""
     samples = []
-    for at, row in enumerate(rows, 1):
-        where = f"{path}, record {at}"
+    for where, row in records:
         answer = field(row, ("ground_truth", "answer"), where)
         answers = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
         number = str(field(row, ("id",), where))
@@ -191,24 +191,9 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """The official {id: answer}, the official list of rows with `response`, or LLaVA's rows with `question_id`."""
-
-    def find_id(row: dict[str, Any], where: str) -> str:
-        return str(field(row, ("id", "question_id"), where))
-
-    return collect(path, data, find_id, ("response", "text"), rows=_rows(path))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an answer file; those of an object id -> answer as `id` and `response`."""
-    try:
-        content = read_json(path)
-    except ValueError:
-        return read_answers(path)  # JSON Lines
-    if isinstance(content, dict) and not {"id", "question_id"} & set(content):
-        return [{"id": number, "response": text} for number, text in content.items()]
-    return read_answers(path)
+    return collect(answers.entries("id", "response"), data, (Format("MMMU outputs", "id", "response"), LLAVA))
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:

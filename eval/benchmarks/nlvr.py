@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.official import collect, field, find_folder, read_answers
-from eval.files import read_json_lines
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
+from eval.benchmarks.official import collect, field, find_folder, judged, located
+from eval.files import read_json_lines, shown
 from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import circular_sums
@@ -27,6 +28,7 @@ from eval.samples import BenchmarkData, Prediction, Sample
 
 ORDERS = 6
 """Pictures of an example: the permutations of its three boxes."""
+_LINES = Format("NLVR predictions", "image", "text")
 _QUESTION = "\nIs this statement true or false? Answer with a single word."
 
 
@@ -44,8 +46,8 @@ def load(data_root: Path | None, split: str, data_needed: str) -> BenchmarkData:
     path = root / split / f"{split}.json"
     folders = {image.name: image.parent.name for image in (root / split / "images").glob("*/*.png")}
     samples: list[Sample] = []
-    for number, row in enumerate(read_json_lines(path), 1):
-        samples += _read(row, split, folders, f"{path}, record {number}")
+    for where, row in located(read_json_lines(path), path):
+        samples += _read(row, split, folders, where)
     return BenchmarkData(root, tuple(samples), compared=("id", "question", "target"))
 
 
@@ -80,38 +82,30 @@ def prompt(sample: Sample) -> str:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading of the prediction and the forgiving one; `group` is the sentence."""
     official, lenient = parse_nlvr(text), parse_nlvr_lenient(text)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-        "group": sample.cluster,
-    }
+    return judged(official, lenient, sample) | {"group": sample.cluster}
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """The official CSV (lines `PICTURE.png,true`, without header), or rows with `question_id` = picture and `text`."""
+    if "columns" in answers.rows[0].values:
+        answers = answers.with_rows([_from_columns(row) for row in answers.rows])
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        return str(field(row, ("question_id", "image"), where)).split("/")[-1].removesuffix(".png")
+        return str(row.get("image", row.get("question_id"))).split("/")[-1].removesuffix(".png")
 
-    rows = _read_csv(path) if path.suffix == ".csv" else read_answers(path)
-    return collect(path, data, find_id, rows=rows)
+    return collect(answers, data, (_LINES, LLAVA), find_id)
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _from_columns(row: AnswerRow) -> AnswerRow:
     """As the official script reads it: what stands between the first and the second comma, blanks before it included.
 
     Raises:
         ValueError: a line without comma; the message names file and line.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        name, comma, rest = line.strip().partition(",")
-        if not comma:
-            raise ValueError(f"{path}, line {number}: expected PICTURE.png,true or PICTURE.png,false, found {line!r}")
-        rows.append({"image": name, "text": rest.split(",")[0]})
-    return rows
+    columns = ",".join(row.values["columns"]).strip().split(",")
+    if len(columns) < 2:
+        raise ValueError(f"{row.where}: expected PICTURE.png,true or PICTURE.png,false, found {shown(columns[0])}")
+    return dataclasses.replace(row, values={"image": columns[0], "text": columns[1]})
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:

@@ -1,4 +1,4 @@
-"""What the loaders of official files share: where files lie, LLaVA-1.5's prompts, answer files of other evaluations."""
+"""What the benchmarks share: where official files lie, their records, LLaVA-1.5's prompts, answers from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import base64
 import binascii
 import csv
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.files import read_json, read_json_lines
+from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Imported
+from eval.files import read_json, shown
 from eval.layouts import exists
 from eval.metrics.multiple_choice import LETTERS
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -66,28 +68,44 @@ def letter_prompt(sample: Sample) -> str:
     return sample.question + "".join(options) + LETTER_SUFFIX
 
 
+def judged(official: str | None, lenient: str | None, sample: Sample) -> dict[str, Any]:
+    """The row of a sample that has one right answer: what both readings understood, and whether they are right."""
+    return {
+        "parsed": official,
+        "parsed_lenient": lenient,
+        "score": float(official == sample.target),
+        "score_lenient": float(lenient == sample.target),
+    }
+
+
 def field(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
     """The first of these fields that the row has; ValueError names `where` and the fields."""
     for name in names:
         if row.get(name) is not None:
             return row[name]
-    raise ValueError(f"{where}: expected the field {' or '.join(map(repr, names))}, found {sorted(row)}")
+    raise ValueError(f"{where}: expected the field {' or '.join(map(repr, names))}, found {shown(sorted(row))}")
 
 
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of an answer file: a table (.tsv), a JSON list, or JSON Lines.
+def read_records(path: Path, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """(place, record) of a file of official data: a JSON list, or the list `key` of a JSON object.
 
     Raises:
         FileNotFoundError, ValueError: missing or malformed; the message names file and place.
     """
-    if path.suffix == ".tsv":
-        return read_table(path)
-    if path.is_file() and path.read_bytes()[:1] == b"[":
-        rows = read_json(path)
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"{path}: expected a list of JSON objects")
-        return list(rows)
-    return read_json_lines(path)
+    content = read_json(path)
+    rows = content.get(key) if key is not None and isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected {'a list' if key is None else f'an object with a list {key!r}'}")
+    return list(located(rows, path))
+
+
+def located(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) of the records of a file, counted from 1."""
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, record {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {shown(row)}")
+        yield where, row
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -141,39 +159,75 @@ def table_images(path: Path, indices: Mapping[str, str], referred: bool = False)
         yield from table_images(path, elsewhere, referred=True)
 
 
-def collect(
-    path: Path,
-    data: BenchmarkData,
-    find_id: Callable[[dict[str, Any], str], str],
-    text_fields: Sequence[str] = ("text", "answer"),
-    rows: Sequence[dict[str, Any]] | None = None,
-) -> dict[str, Prediction]:
-    """Read an answer file; `find_id(row, where)` gives the sample's id, the first of `text_fields` its answer.
+def recognise(answers: AnswerFile, formats: Sequence[Format]) -> Format:
+    """The format whose two fields the first row has; ValueError names those that are known."""
+    first = answers.rows[0]
+    for known in formats:
+        if known.id_field in first.values and known.text_field in first.values:
+            return known
+    known_formats = " or ".join(map(str, (*formats, OWN)))
+    raise ValueError(f"{first.where}: expected the fields of {known_formats}, found {shown(list(first.values))}")
 
-    `rows` are those to take, where not all are meant.
+
+def collect(
+    answers: AnswerFile,
+    data: BenchmarkData,
+    formats: Sequence[Format] = (LLAVA,),
+    find_id: Callable[[dict[str, Any], str], str] | None = None,
+    leave_out: Callable[[dict[str, Any]], str | None] = lambda row: None,
+) -> Imported:
+    """Match the rows of an answer file, all of one of `formats`, with the samples.
+
+    Args:
+        find_id: (row, place) -> the sample's id; None: it stands in the format's `id_field`.
+        leave_out: row -> why it is meant for no sample of this benchmark (it is counted then), or None.
 
     Raises:
-        ValueError: an unknown or repeated sample, or a row without answer text; the message names the record.
+        ValueError: an unknown format; an unknown or repeated sample; a row without id or answer text. The message names
+            the record.
     """
-    known = {sample.id for sample in data.samples}
+    layout = recognise(answers, formats)
+    samples = {sample.id: sample for sample in data.samples}
     found: dict[str, Prediction] = {}
-    for number, row in enumerate(read_answers(path) if rows is None else rows, 1):
-        where = f"{path}, record {number}"
-        sample_id = find_id(row, where)
-        if sample_id not in known:
-            raise ValueError(f"{where}: {sample_id!r} is no sample of this benchmark")
+    left_out: Counter[str] = Counter()
+    for row in answers.rows:
+        number = field(row.values, (layout.id_field,), row.where)
+        reason = leave_out(row.values)
+        if reason is not None:
+            left_out[reason] += 1
+            continue
+        sample_id = str(number) if find_id is None else find_id(row.values, row.where)
+        if sample_id not in samples:
+            raise ValueError(f"{row.where}: {shown(sample_id)} is no sample of this benchmark")
         if sample_id in found:
-            raise ValueError(f"{where}: a second prediction for {sample_id!r}: keep one")
-        text = field(row, text_fields, where)
-        found[sample_id] = Prediction.from_row({"id": sample_id, "text": text}, where)
-    return found
+            raise ValueError(f"{row.where}: a second prediction for {shown(sample_id)}: keep one")
+        found[sample_id] = Prediction(sample_id, _text(row, layout.text_field))
+    models = {str(row.values.get("model_id")) for row in answers.rows}
+    model = models.pop() if len(models) == 1 and "model_id" in answers.rows[0].values else None
+    return Imported(found, str(layout), dict(left_out), model)
 
 
-def by_question_id(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Answer files whose `question_id` (or `questionId`) is the sample's id."""
-    return collect(
-        path,
-        data,
-        lambda row, where: str(field(row, ("question_id", "questionId"), where)),
-        ("text", "answer", "prediction"),
-    )
+def _text(row: AnswerRow, name: str) -> str:
+    text = row.values.get(name)
+    if not isinstance(text, str):
+        raise ValueError(f"{row.where}: {name!r} must be a string, found {shown(text)}")
+    return text
+
+
+def check_question(asked: object, sample: Sample, where: str) -> None:
+    """ValueError if `asked` (a question or a prompt, None where the row is silent) lacks the sample's question.
+
+    For rows that are matched by number or by order: an answer to something else must not pass unnoticed.
+    """
+    if asked is not None and _plain(sample.question) not in _plain(str(asked)):
+        raise ValueError(f"{where}: asks {shown(str(asked))}, but {sample.id} is {shown(sample.question)}")
+
+
+def _plain(text: str) -> str:
+    """Lower case, white space collapsed; "imange" is how POPE's first files wrote "image"."""
+    return " ".join(text.lower().replace("imange", "image").split())
+
+
+def importer(*formats: Format) -> Callable[[AnswerFile, BenchmarkData], Imported]:
+    """For answer files whose `id_field` is the sample's id."""
+    return lambda answers, data: collect(answers, data, formats)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import by_question_id, field, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, soft_judge, vqa_sample
+from eval.answer_files import LLAVA
+from eval.benchmarks.official import field, find_folder, importer, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, vqa_sample
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark
@@ -51,7 +52,7 @@ BENCHMARK = Benchmark(
     parser="official (vqaEval.py), raw predictions",
     judge=soft_judge("official"),
     metrics=METRICS,
-    import_predictions=by_question_id,
+    import_predictions=importer(LLAVA, VQA_SUBMISSION),
     layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(
         HubSource(

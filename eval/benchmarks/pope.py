@@ -13,19 +13,35 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.official import collect, field, find_folder, read_answers, short_prompt
-from eval.files import read_json_lines
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
+from eval.benchmarks.official import (
+    check_question,
+    collect,
+    field,
+    find_folder,
+    judged,
+    located,
+    recognise,
+    short_prompt,
+)
+from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, Style
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
 CATEGORIES = ("random", "popular", "adversarial")
 _FILES = tuple(f"coco_pope_{category}.json" for category in CATEGORIES)
 _LLAVA_OFFSETS = {0: "adversarial", 1: "random", 2: "popular"}
 _PER_CATEGORY = 10_000_000
+_FORMATS = (
+    LLAVA,
+    Format("POPE answers", "question", "answer"),
+    Format("answers in the order of the questions", "category", "answer"),
+    Format("answers in the order of the questions", "category", "text"),
+)
 _SIX_DIGITS = Style(scale=1.0, digits=6, unit="")
 
 
@@ -39,8 +55,7 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     root = find_folder("pope", data_root, _FILES, BENCHMARK.data_needed)
     samples: list[Sample] = []
     for category, name in zip(CATEGORIES, _FILES, strict=True):
-        for number, row in enumerate(read_json_lines(root / name), 1):
-            where = f"{root / name}, record {number}"
+        for number, (where, row) in enumerate(located(read_json_lines(root / name), root / name), 1):
             samples.append(_read(row, category, number, where))
     return BenchmarkData(root, tuple(samples))
 
@@ -68,51 +83,62 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading, which takes all that is no "no" as "yes", and the forgiving one."""
     official, lenient = parse_pope(text), parse_yes_no_lenient(text)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-    }
+    return judged(official, lenient, sample)
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows of LLaVA's answer file: `question_id` counts from 1 within a category, plus 10,000,000 or 20,000,000.
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """Rows of LLaVA's answer file, or POPE's own answers (`question`, `answer`), in one file or one for each category.
 
-    `category` (random, popular, adversarial; `coco_pope_` in front is accepted) may stand beside it. Where the numbers
-    are not those, the order within the category counts, as in the official script. An `image` must be the question's.
+    LLaVA's `question_id` counts from 1 within a category, plus 10,000,000 or 20,000,000. Where the numbers are not
+    those, or there are none, the order within the category counts, as in the official script; then there must be as
+    many answers as questions. `category` (`coco_pope_` in front is accepted) may stand in the row or the file's name.
+    `image`, `question` and `prompt`, where they are, must be the sample's.
     """
-    rows = read_answers(path)
+    recognise(answers, _FORMATS)
+    by_category: defaultdict[str, list[AnswerRow]] = defaultdict(list)
+    for row in answers.rows:
+        by_category[_category(row, several=len(answers.files) > 1)].append(row)
+    samples = {sample.id: sample for sample in data.samples}
     sizes = Counter(sample.categories["category"] for sample in data.samples)
-    images = {sample.id: sample.cluster for sample in data.samples}
-    numbers: defaultdict[str, list[Any]] = defaultdict(list)
-    for number, row in enumerate(rows, 1):
-        numbers[_category(row, f"{path}, record {number}")].append(row.get("question_id"))
-    numbered = {name: all(_in_range(found, sizes[name]) for found in each) for name, each in numbers.items()}
-    position: Counter[str] = Counter()
-
-    def find_id(row: dict[str, Any], where: str) -> str:
-        category = _category(row, where)
-        position[category] += 1
-        number = row["question_id"] % _PER_CATEGORY if numbered[category] else position[category]
-        sample_id = f"{category}-{number}"
-        if row.get("image", images.get(sample_id)) != images.get(sample_id):
-            raise ValueError(f"{where}: 'image' is {row['image']!r}, {sample_id} is about {images.get(sample_id)!r}")
-        return sample_id
-
-    return collect(path, data, find_id)
+    ids = {}
+    for category, rows in by_category.items():
+        for row, place in zip(rows, _places(rows, sizes[category], category, answers.name), strict=True):
+            sample = samples[f"{category}-{place}"]
+            check_question(row.values.get("question", row.values.get("prompt")), sample, row.where)
+            if row.values.get("image", sample.cluster) != sample.cluster:
+                image = shown(row.values["image"])
+                raise ValueError(f"{row.where}: 'image' is {image}, {sample.id} is about {sample.cluster!r}")
+            ids[row.where] = sample.id
+    return collect(answers, data, _FORMATS, lambda _, where: ids[where])
 
 
-def _in_range(number: object, size: int) -> bool:
-    return isinstance(number, int) and 1 <= number % _PER_CATEGORY <= size
+def _places(rows: Sequence[AnswerRow], size: int, category: str, name: str) -> list[int]:
+    """The place of each row's question within its category, by LLaVA's numbers or by order."""
+    numbers = [row.values.get("question_id") for row in rows]
+    places = [number % _PER_CATEGORY for number in numbers if isinstance(number, int)]
+    if len(places) == len(rows) and all(1 <= place <= size for place in places):
+        return places
+    if len(rows) != size:
+        raise ValueError(
+            f"{name}: {len(rows)} answers for {category!r}, which has {size} questions: answers without LLaVA's "
+            "numbers (question_id) are matched by their order, so none may be missing"
+        )
+    return list(range(1, size + 1))
 
 
-def _category(row: dict[str, Any], where: str) -> str:
-    number = row.get("question_id")
-    guessed = _LLAVA_OFFSETS.get(number // _PER_CATEGORY) if isinstance(number, int) else None
-    name = str(row.get("category") or guessed).lower().removeprefix("coco_pope_").removesuffix(".json")
+def _category(row: AnswerRow, several: bool) -> str:
+    """The category that a row names or, in this order, its file's name among several, its number, its file's name."""
+    number = row.values.get("question_id")
+    by_number = _LLAVA_OFFSETS.get(number // _PER_CATEGORY) if isinstance(number, int) else None
+    in_name = [category for category in CATEGORIES if category in row.file.stem.lower()]
+    by_name = in_name[0] if len(in_name) == 1 else None
+    named = row.values.get("category") or ((by_name or by_number) if several else (by_number or by_name))
+    name = str(named).lower().removeprefix("coco_pope_").removesuffix(".json")
     if name not in CATEGORIES:
-        raise ValueError(f"{where}: 'category' must be one of {', '.join(CATEGORIES)}, found {row.get('category')!r}")
+        raise ValueError(
+            f"{row.where}: 'category' must be one of {', '.join(CATEGORIES)}, found {shown(named)}: it stands in the "
+            "row, in LLaVA's question_id or in the name of the file"
+        )
     return name
 
 
@@ -135,7 +161,13 @@ def _mean_f1(sums: np.ndarray) -> np.ndarray:
 
 
 def _of_category(place: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda sums: statistic(sums[..., 5 * place : 5 * place + 5])
+    """The statistic of one category; not a number where that has no questions."""
+
+    def of_category(sums: np.ndarray) -> np.ndarray:
+        counts = sums[..., 5 * place : 5 * place + 5]
+        return np.where(counts.sum(axis=-1) > 0, statistic(counts), np.nan)
+
+    return of_category
 
 
 def _metrics() -> tuple[Metric, ...]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.official import by_question_id, field, find_folder, letter_prompt
-from eval.files import read_json
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
+from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt
+from eval.files import read_json, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
@@ -22,6 +23,11 @@ from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_sc
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
+_FORMATS = (
+    Format("LLaVA's analysis", "question_id", "pred"),
+    Format("LLaVA's outputs", "question_id", "output"),
+    Format("ScienceQA results", "question_id", "result"),
+)
 _FILES = ("problems.json", "pid_splits.json")
 
 
@@ -70,12 +76,54 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """LLaVA's reading and the forgiving one; a letter beyond the options is wrong."""
     official, lenient = parse_science_qa(text), parse_letter_lenient(text, sample.choices)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-    }
+    return judged(official, lenient, sample)
+
+
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """LLaVA's rows, what its scorer writes of them (`_output.jsonl`, `_result.json`), or ScienceQA's {"results"}.
+
+    LLaVA's scorer writes "FAILED" for a question without answer: these rows are left out. Of bare results, the
+    positions of choices, -1 is an answer that could not be read.
+    """
+    whole = answers.rows[0]
+    if "correct" in whole.values and "incorrect" in whole.values:
+        answers = answers.with_rows(_from_analysis(whole))
+    elif "results" in whole.values:
+        answers = answers.with_rows(_from_results(whole, data))
+
+    def leave_out(row: dict[str, Any]) -> str | None:
+        return "FAILED, without answer" if "FAILED" in (row.get("pred"), row.get("output")) else None
+
+    return collect(answers, data, (LLAVA, *_FORMATS), leave_out=leave_out)
+
+
+def _from_analysis(whole: AnswerRow) -> list[AnswerRow]:
+    """The rows of {"correct": [...], "incorrect": [...]}."""
+    found = []
+    for name in ("correct", "incorrect"):
+        rows = whole.values[name]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{whole.file}: {name!r} must be a list of objects")
+        found += [AnswerRow(f"{whole.file}, {name}, record {at}", whole.file, row) for at, row in enumerate(rows, 1)]
+    return found
+
+
+def _from_results(whole: AnswerRow, data: BenchmarkData) -> list[AnswerRow]:
+    """The rows of {"results": {id: position of a choice}} or, where it is there, of {"outputs": {id: text}}."""
+    choices = {sample.id: len(sample.choices) for sample in data.samples}
+    name, text_field = ("outputs", "output") if "outputs" in whole.values else ("results", "result")
+    entries = whole.values[name]
+    if not isinstance(entries, dict):
+        raise ValueError(f"{whole.file}: {name!r} must be an object")
+    found = []
+    for key, value in entries.items():
+        where = f"{whole.file}, {name}, question {shown(key)}"
+        if name == "results":
+            if not isinstance(value, int) or not -1 <= value < choices.get(key, len(LETTERS)):
+                raise ValueError(f"{where}: expected the position of a choice, or -1, found {shown(value)}")
+            value = "" if value < 0 else LETTERS[value]
+        found.append(AnswerRow(where, whole.file, {"question_id": key, text_field: value}))
+    return found
 
 
 def _with_image(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
@@ -107,7 +155,7 @@ BENCHMARK = Benchmark(
         Metric("accuracy_img_lenient", _with_image("score_lenient")),
     ),
     cluster="question",
-    import_predictions=by_question_id,
+    import_predictions=import_predictions,
     layouts=(Layout(_FILES, ("images/test/*/*",)),),
     hub=tuple(
         HubSource(

@@ -10,15 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import collect, field, find_folder, letter_prompt, read_answers
-from eval.files import read_json
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt, read_records
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenient
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
+_SUBMISSION = Format("SEED-Bench submission", "question_id", "prediction")
 _FOUR_DIGITS = Style(digits=4)
 _TWICE = "49914"
 """The question that the official files hold two times, identically."""
@@ -32,38 +33,23 @@ def load(data_root: Path | None = None) -> BenchmarkData:
         ValueError: a malformed record; the message names file and record.
     """
     root = find_folder("seed_bench", data_root, ["SEED-Bench.json"], BENCHMARK.data_needed)
-    path = root / "SEED-Bench.json"
-    content = read_json(path)
-    questions = content.get("questions") if isinstance(content, dict) else None
-    if not isinstance(questions, list):
-        raise ValueError(f"{path}: expected an object with a list 'questions'")
-    return _samples(root, path, questions)
+    return _samples(root, read_records(root / "SEED-Bench.json", "questions"))
 
 
-def load_from_predictions(path: Path) -> BenchmarkData:
+def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
     """The truth of an answer file whose rows repeat `answer` and `data_type`."""
-    return _samples(path.parent, path, read_answers(path))
+    return _samples(answers.files[0].parent, [(row.where, row.values) for row in answers.rows])
 
 
-def _samples(root: Path, path: Path, rows: list[dict[str, Any]]) -> BenchmarkData:
-    where = [f"{path}, record {number}" for number in range(1, len(rows) + 1)]
-    about_images = [
-        (row, place) for row, place in zip(rows, where, strict=True) if field(row, ("data_type",), place) == "image"
-    ]
-    last = {number: at for at, number in enumerate(_numbers(about_images)) if number == _TWICE}
-    samples = (
-        _read(row, number, place)
-        for at, ((row, place), number) in enumerate(zip(about_images, _numbers(about_images), strict=True))
-        if last.get(number, at) == at
-    )
-    return BenchmarkData(root, tuple(samples), compared=("id", "target"))
+def _samples(root: Path, records: list[tuple[str, dict[str, Any]]]) -> BenchmarkData:
+    samples = [_read(row, where) for where, row in records if field(row, ("data_type",), where) == "image"]
+    twice = [sample for sample in samples if sample.id == _TWICE]
+    kept = tuple(sample for sample in samples if not any(sample is one for one in twice[:-1]))
+    return BenchmarkData(root, kept, compared=("id", "target"))
 
 
-def _numbers(rows: list[tuple[dict[str, Any], str]]) -> list[str]:
-    return [str(field(row, ("question_id",), place)) for row, place in rows]
-
-
-def _read(row: dict[str, Any], sample_id: str, where: str) -> Sample:
+def _read(row: dict[str, Any], where: str) -> Sample:
+    sample_id = str(field(row, ("question_id",), where))
     answer = field(row, ("answer",), where)
     if answer not in ("A", "B", "C", "D"):
         raise ValueError(f"{where}: 'answer' must be A, B, C or D, found {answer!r}")
@@ -82,31 +68,31 @@ def _read(row: dict[str, Any], sample_id: str, where: str) -> Sample:
 def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample | None:
     if field(row, ("data_type",), where) != "image":
         return None
-    return _read(row, str(field(row, ("question_id",), where)), where)
+    return _read(row, where)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The letter alone, and the forgiving reading."""
     official, lenient = parse_exact_letter(text), parse_letter_lenient(text, sample.choices, number=4)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": float(official == sample.target),
-        "score_lenient": float(lenient == sample.target),
-    }
+    return judged(official, lenient, sample)
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows with `question_id` and `text` or `prediction`; those marked as videos are left out.
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """LLaVA's rows or a submission; questions about videos are left out: rows that say so, or that the data say so of.
 
     Of the question that stands twice the last answer counts, as in LLaVA's script.
     """
-    rows = [row for row in read_answers(path) if row.get("data_type", "image") == "image"]
-    twice = [at for at, row in enumerate(rows) if str(row.get("question_id")) == _TWICE]
-    kept = [row for at, row in enumerate(rows) if at not in twice[:-1]]
-    return collect(
-        path, data, lambda row, where: str(field(row, ("question_id",), where)), ("text", "prediction"), rows=kept
-    )
+    path = data.root / "SEED-Bench.json"
+    records = read_records(path, "questions") if path.is_file() else []
+    videos = {str(row.get("question_id")) for _, row in records if row.get("data_type") == "video"}
+    twice = [row.values for row in answers.rows if str(row.values.get("question_id")) == _TWICE]
+
+    def leave_out(row: dict[str, Any]) -> str | None:
+        if row.get("data_type") == "video" or str(row["question_id"]) in videos:
+            return "about videos"
+        return "earlier answers to the question that stands twice" if any(row is one for one in twice[:-1]) else None
+
+    return collect(answers, data, (LLAVA, _SUBMISSION), leave_out=leave_out)
 
 
 BENCHMARK = Benchmark(

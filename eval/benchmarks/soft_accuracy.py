@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import field
-from eval.files import read_json
+from eval.answer_files import Format
+from eval.benchmarks.official import field, read_records
 from eval.measures import Metric, mean_of
 from eval.metrics.vqa import Mode, normalize_vqa, vqa_soft_accuracy
 from eval.samples import BenchmarkData, Sample
 
+_KINDS = ("answer_type", "question_type")
+VQA_SUBMISSION = Format("VQA submission", "question_id", "answer")
 METRICS: tuple[Metric, ...] = (mean_of("vqa_accuracy", primary=True), mean_of("vqa_accuracy_lenient", "score_lenient"))
 
 
@@ -42,33 +44,23 @@ def unscored_judge(text: str, sample: Sample) -> dict[str, Any]:
     return {"parsed": answer, "parsed_lenient": answer}
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """The list `questions` of a file of the VQA challenge. ValueError if there is none."""
-    content = read_json(path)
-    questions = content.get("questions") if isinstance(content, dict) else None
-    if not isinstance(questions, list):
-        raise ValueError(f"{path}: expected an object with a list 'questions'")
-    return questions
-
-
 def load_vqa(root: Path, questions: str, annotations: str | None, image: str) -> BenchmarkData:
     """Join questions and annotations; `image` is a format of the image number.
 
     Raises:
         ValueError: the two files hold other questions, or a malformed record; the message names it.
     """
-    asked = read_questions(root / questions)
+    asked = read_records(root / questions, "questions")
     truth: dict[str, dict[str, Any]] = {}
     if annotations is not None:
-        content = read_json(root / annotations)
-        rows = field(content, ("annotations",), str(root / annotations))
-        truth = {str(field(row, ("question_id",), str(root / annotations))): row for row in rows}
-        if set(truth) != {str(row.get("question_id")) for row in asked}:
+        records = read_records(root / annotations, "annotations")
+        truth = {str(field(row, ("question_id",), where)): row for where, row in records}
+        if set(truth) != {str(row.get("question_id")) for _, row in asked}:
             raise ValueError(f"{root / annotations}: other questions than in {questions}")
     samples = []
-    for number, row in enumerate(asked, 1):
+    for where, row in asked:
         known = truth.get(str(row.get("question_id")), {})
-        samples.append(vqa_sample(row, known, image, f"{root / questions}, question {number}"))
+        samples.append(vqa_sample(row, known, image, where))
     return BenchmarkData(root, tuple(samples))
 
 
@@ -82,7 +74,7 @@ def vqa_sample(question: Mapping[str, Any], annotation: Mapping[str, Any], image
         question=field(question, ("question",), where),
         target=annotation.get("multiple_choice_answer") or most_frequent(answers),
         cluster=str(picture),
-        categories={"answer_type": annotation["answer_type"]} if annotation.get("answer_type") else {},
+        categories={name: str(annotation.get(name, "")) for name in _KINDS if "answer_type" in annotation},
         answers=answers,
     )
 

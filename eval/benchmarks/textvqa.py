@@ -12,13 +12,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge
-from eval.files import read_json
+from eval.answer_files import LLAVA, AnswerFile, Imported
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, read_records, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, most_frequent, soft_judge
+from eval.files import shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Prediction, Sample
+from eval.samples import BenchmarkData, Sample
 
 _FILE = "TextVQA_0.5.1_val.json"
 _OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -34,8 +35,7 @@ def load_with_ocr(data_root: Path | None = None) -> BenchmarkData:
     """Read the questions and Rosetta's OCR tokens of their images; ValueError if an image has no entry."""
     root = find_folder("textvqa", data_root, [_FILE, _OCR_FILE], BENCHMARK_OCR.data_needed)
     tokens = {}
-    for number, row in enumerate(_rows(root / _OCR_FILE), 1):
-        where = f"{root / _OCR_FILE}, record {number}"
+    for where, row in read_records(root / _OCR_FILE, "data"):
         tokens[str(field(row, ("image_id",), where))] = field(row, ("ocr_tokens",), where)
     data = _load(root, tokens)
     without = next((sample for sample in data.samples if "ocr_tokens" not in sample.details), None)
@@ -44,13 +44,9 @@ def load_with_ocr(data_root: Path | None = None) -> BenchmarkData:
     return data
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return list(field(read_json(path), ("data",), str(path)))
-
-
 def _load(root: Path, tokens: dict[str, list[str]]) -> BenchmarkData:
-    rows = enumerate(_rows(root / _FILE), 1)
-    return BenchmarkData(root, tuple(_read(row, tokens, f"{root / _FILE}, record {number}") for number, row in rows))
+    records = read_records(root / _FILE, "data")
+    return BenchmarkData(root, tuple(_read(row, tokens, where) for where, row in records))
 
 
 def _read(row: dict[str, Any], tokens: dict[str, list[str]], where: str) -> Sample:
@@ -85,7 +81,7 @@ def ocr_prompt(sample: Sample) -> str:
     return f"{sample.question}\nReference OCR token: {', '.join(sample.details['ocr_tokens'])}{SHORT_SUFFIX}"
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """LLaVA's rows, keyed by image (`question_id` holds it) and the question, the first line of `prompt`.
 
     A question asked twice about an image takes its answers in order. Rows whose `question_id` is official need no
@@ -97,16 +93,16 @@ def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]
         asked[sample.cluster, sample.question.strip().lower()].append(sample.id)
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        number = str(field(row, ("question_id", "image_id"), where))
+        number = str(row["question_id"])
         if number in known:
             return number
         question = str(field(row, ("prompt",), where)).removeprefix("<image>\n").split("\n")[0].strip().lower()
         waiting = asked[number, question]
         if not waiting:
-            raise ValueError(f"{where}: image {number!r} has no further question {question!r}")
+            raise ValueError(f"{where}: image {shown(number)} has no further question {shown(question)}")
         return waiting.pop(0)
 
-    return collect(path, data, find_id)
+    return collect(answers, data, (LLAVA, VQA_SUBMISSION), find_id)
 
 
 BENCHMARK = Benchmark(

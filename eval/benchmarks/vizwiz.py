@@ -2,23 +2,29 @@
 server's.
 
 Official scorer: the VizWiz API (https://vizwiz.org/tasks-and-datasets/vqa), which normalises the prediction but not the
-answers. Not computed: its average precision of answerability, for which a model would have to give a confidence.
+answers. Its second task, whether a question can be answered at all, is scored from the answers, as where no confidence
+is given: "unanswerable" after normalisation says no (`evaluate_unanswerability` of
+https://github.com/TRI-ML/vlm-evaluation).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
+from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
-from eval.files import read_json
 from eval.hub import HubSource, records
 from eval.layouts import Layout
+from eval.measures import Metric
+from eval.metrics.answerability import average_precision, unanswerable_counts
 from eval.metrics.vqa import normalize_vqa
+from eval.metrics.yes_no import pope_f1
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -36,11 +42,8 @@ def load_test(data_root: Path | None = None) -> BenchmarkData:
 
 
 def _load(root: Path, split: str) -> BenchmarkData:
-    path = root / "Annotations" / f"{split}.json"
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list")
-    return BenchmarkData(root, tuple(_read(row, split, f"{path}, record {at}") for at, row in enumerate(rows, 1)))
+    records = read_records(root / "Annotations" / f"{split}.json")
+    return BenchmarkData(root, tuple(_read(row, split, where) for where, row in records))
 
 
 def _read(row: dict[str, Any], split: str, where: str) -> Sample:
@@ -55,6 +58,7 @@ def _read(row: dict[str, Any], split: str, where: str) -> Sample:
         cluster=image,
         categories={"answer_type": str(row.get("answer_type", ""))},
         answers=answers,
+        details={"answerable": row["answerable"]} if "answerable" in row else {},
     )
 
 
@@ -79,17 +83,39 @@ def prompt(sample: Sample) -> str:
     return sample.question + _UNANSWERABLE + SHORT_SUFFIX
 
 
-def import_predictions(path: Path, data: BenchmarkData) -> dict[str, Prediction]:
-    """Rows of a submission (`image`, `answer`) or of LLaVA's answers (`question_id` = image, `text`)."""
+def judge(text: str, sample: Sample) -> dict[str, Any]:
+    """Soft accuracy and, where the data say it, what was and what should have been said of answerability."""
+    row = soft_judge("vizwiz")(text, sample)
+    if "answerable" in sample.details:
+        row["unanswerable"] = not sample.details["answerable"]
+        row["said_unanswerable"] = normalize_vqa(text) == "unanswerable"
+    return row
+
+
+def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """Rows of a submission, whose `image` may have a folder in front, or of LLaVA's answers.
+
+    Their `question_id` is the image too or, as in LLaVA's question file, its number; then the prompt must ask the
+    question.
+    """
+    samples = {sample.id: sample for sample in data.samples}
+    numbers = {int(found[1]): name for name in samples if (found := re.search(r"(\d+)\.\w+$", name))}
 
     def find_id(row: dict[str, Any], where: str) -> str:
-        return Path(str(field(row, ("image", "question_id"), where))).name
+        image = row.get("image", row.get("question_id"))
+        name = numbers.get(image, str(image)) if isinstance(image, int) else Path(str(image)).name
+        if isinstance(image, int) and name in samples:
+            check_question(row.get("prompt"), samples[name], where)
+        return name
 
-    return collect(path, data, find_id)
+    return collect(answers, data, (Format("VizWiz submission", "image", "answer"), LLAVA), find_id)
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
-    """The server's list of {"image", "answer"}; answers are normalised, as LLaVA's script does."""
+    """The server's list of {"image", "answer"}; answers are normalised as VQAv2's script does.
+
+    LLaVA's `convert_vizwiz_for_submission.py` takes TextVQA's processor: of its 8,000 answers 28 differ, possessives.
+    """
     rows = [{"image": sample.id, "answer": normalize_vqa(predictions[sample.id].text)} for sample in data.samples]
     return json.dumps(rows, ensure_ascii=False)
 
@@ -107,8 +133,12 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     max_new_tokens=16,
     parser="official (VizWiz API)",
-    judge=soft_judge("vizwiz"),
-    metrics=METRICS,
+    judge=judge,
+    metrics=(
+        *METRICS,
+        Metric("unanswerable_average_precision", unanswerable_counts, average_precision, needs="unanswerable"),
+        Metric("unanswerable_f1", unanswerable_counts, pope_f1, needs="unanswerable"),
+    ),
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
     layouts=(Layout(("Annotations/val.json",), ("val/VizWiz_val_*.jpg",)),),

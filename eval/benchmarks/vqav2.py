@@ -2,8 +2,9 @@
 server.
 
 Official scorer: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA. Published
-LLaVA-1.5 numbers are of test-dev: do not compare them with val. LLaVA normalises answers before it submits them, which
-the submission here does too: against ten equal answers the official script compares letter for letter.
+LLaVA-1.5 numbers are of test-dev: do not compare them with val. The submission holds normalised answers, because
+against ten equal answers the official script compares letter for letter. They are normalised as that script does;
+LLaVA's `convert_vqav2_for_submission.py` takes TextVQA's processor, whose "dog 's" never equals a "dog's".
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import by_question_id, find_folder, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, load_vqa, read_questions, soft_judge, unscored_judge, vqa_sample
+from eval.answer_files import LLAVA, AnswerFile, Imported
+from eval.benchmarks.official import collect, find_folder, importer, read_records, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, unscored_judge, vqa_sample
 from eval.hub import HubSource, records
 from eval.hub_folders import find_table
 from eval.layouts import Layout
@@ -58,6 +60,17 @@ _HUB = HubSource(
 )
 
 
+def import_test_dev(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """Answers to test-dev, or a submission with all of test2015, whose other questions are left out."""
+    asked = {sample.id for sample in data.samples}
+    others = {str(row.get("question_id")) for row in _all_test_questions(data)} - asked
+
+    def leave_out(row: dict[str, Any]) -> str | None:
+        return "of test2015 outside test-dev" if str(row["question_id"]) in others else None
+
+    return collect(answers, data, (LLAVA, VQA_SUBMISSION), leave_out=leave_out)
+
+
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
     """The server wants all of test2015: questions outside test-dev get the empty answer, as in LLaVA's script."""
     rows = []
@@ -70,7 +83,7 @@ def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction])
 
 def _all_test_questions(data: BenchmarkData) -> Iterable[dict[str, Any]]:
     if data.origin is None:
-        return read_questions(data.root / _TEST)
+        return [row for _, row in read_records(data.root / _TEST, "questions")]
     table = find_table(data.root, None, "test")
     if table is None:
         raise FileNotFoundError(f"{data.root}: the split test is not there any more: the submission needs its numbers")
@@ -93,8 +106,8 @@ BENCHMARK = Benchmark(
     parser="official (vqaEval.py)",
     judge=soft_judge("official"),
     metrics=METRICS,
-    breakdowns=("answer_type",),
-    import_predictions=by_question_id,
+    breakdowns=("answer_type", "question_type"),
+    import_predictions=importer(LLAVA, VQA_SUBMISSION),
     layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
     hub=(_HUB,),
 )
@@ -111,6 +124,7 @@ BENCHMARK_TEST_DEV = dataclasses.replace(
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
+    import_predictions=import_test_dev,
     layouts=(Layout((_TEST_DEV, _TEST), ("test2015/COCO_test2015_*.jpg",)),),
     hub=(dataclasses.replace(_HUB, splits=((None, "testdev"),), sample=_test_from_hub, also_needed=((None, "test"),)),),
     submission=Submission("vqav2_test_dev_submission.json", write_submission),

@@ -23,7 +23,7 @@ from eval.harnesses.lmms_answers import answer_all
 from eval.run import generator_of_process
 
 
-class DefocusMllm(lmms):  # type: ignore[misc]  # without type information
+class DefocusMllm(lmms):
     """Greedy answers of a checkpoint, in batches sorted by length; one copy of the model in every process.
 
     Args:

@@ -71,10 +71,12 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     """
     if not benchmark.metrics:
         raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; python -m eval.run writes the file for it")
-    check_images_exist({data.root / image for sample in data.samples for image in sample.images})
+    images = {image for sample in data.samples for image in sample.images}
+    data.provide_images(sorted(images))
+    check_images_exist({data.image_root / image for image in images})
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
-    rows = [_document(benchmark, data.root, sample) for sample in data.samples]
+    rows = [_document(benchmark, data.image_root, sample) for sample in data.samples]
     for row, sample in zip(rows, data.samples, strict=True):
         if _sample(row) != sample:
             raise ValueError(f"{benchmark.name}: sample {sample.id!r} holds values that JSON does not keep")

@@ -103,7 +103,7 @@ def _register(arguments: argparse.Namespace, name: str, tally: Tally) -> None:
         with ending_the_process(several):
             local = [int(os.environ.get(variable, default)) for variable, default in _PROCESS_VARIABLES.items()]
             generator = generator_of_process(str(arguments.model), arguments.device, "auto", *local)
-            return model_class(tally, several)(generator, arguments.max_new_tokens)
+            return model_class()(generator, arguments.max_new_tokens, tally, several)
 
     # Names that contain those of other models get their options: {'use_vllm': False}.
     config.supported_VLM[name] = lambda **_: build()

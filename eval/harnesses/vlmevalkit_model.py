@@ -30,67 +30,74 @@ class Tally:
     truncated: int = 0
 
 
-def model_class(tally: Tally, several: bool = False) -> Any:
-    """The class that the kit calls; made here, since its base is the kit's `vlmeval.vlm.base.BaseModel`.
+def model_class() -> Any:
+    """The class that the kit calls: `KitAnswers` on the kit's own `vlmeval.vlm.base.BaseModel`."""
+    return type("DefocusVLM", (KitAnswers, importlib.import_module("vlmeval.vlm.base").BaseModel), {})
+
+
+class KitAnswers:
+    """Answers the kit's questions as `eval.run` would: same preprocessing, greedy, one at a time.
 
     Args:
-        tally: counts what every model of this class answers.
+        generator: gives the answers.
+        max_new_tokens: of an answer.
+        tally: counts them.
         several: whether this process is one of several (see `ending_the_process`).
     """
-    base = importlib.import_module("vlmeval.vlm.base").BaseModel
 
-    class DefocusVLM(base):  # type: ignore[misc, valid-type]
-        """Answers the kit's questions as `eval.run` would: same preprocessing, greedy, one at a time."""
+    INTERLEAVE = True
+    allowed_types = ("text", "image")
+    dump_image: Any
+    """The kit's: (row, name of the data set) -> paths of its images."""
+    dump_image_func: Any = None
+    """The kit's: a method of its object for the data set."""
 
-        INTERLEAVE = True
-        allowed_types = ("text", "image")
+    def __init__(self, generator: Generator, max_new_tokens: int, tally: Tally, several: bool = False) -> None:
+        super().__init__()
+        self._generator = generator
+        self._max_new_tokens = max_new_tokens
+        self._tally = tally
+        self._several = several
 
-        def __init__(self, generator: Generator, max_new_tokens: int) -> None:
-            super().__init__()
-            self._generator = generator
-            self._max_new_tokens = max_new_tokens
+    def use_custom_prompt(self, dataset: str | None) -> bool:
+        """Whether this is a kind of question for which LLaVA-1.5 has a prompt."""
+        return prompt_form(self._dataset) is not None
 
-        def use_custom_prompt(self, dataset: str | None) -> bool:
-            """Whether this is a kind of question for which LLaVA-1.5 has a prompt."""
-            return prompt_form(self._dataset) is not None
+    def build_prompt(self, line: Mapping[str, Any], dataset: str | None = None) -> list[dict[str, str]]:
+        """The images of a row of the kit's table, then LLaVA-1.5's prompt for its question."""
+        with ending_the_process(self._several):
+            images = self.dump_image(line, dataset)
+            prompt = llava_prompt(line, prompt_form(self._dataset), chinese="_CN" in (dataset or ""))
+        return [*({"type": "image", "value": image} for image in images), {"type": "text", "value": prompt}]
 
-        def build_prompt(self, line: Mapping[str, Any], dataset: str | None = None) -> list[dict[str, str]]:
-            """The images of a row of the kit's table, then LLaVA-1.5's prompt for its question."""
-            with ending_the_process(several):
-                images = self.dump_image(line, dataset)
-                prompt = llava_prompt(line, prompt_form(self._dataset), chinese="_CN" in (dataset or ""))
-            return [*({"type": "image", "value": image} for image in images), {"type": "text", "value": prompt}]
+    @property
+    def _dataset(self) -> Any:
+        """The kit's object; it tells the model the name alone, which says nothing about a user's own table."""
+        return getattr(self.dump_image_func, "__self__", None)
 
-        @property
-        def _dataset(self) -> Any:
-            """The kit's object; it tells the model the name alone, which says nothing about a user's own table."""
-            return getattr(self.dump_image_func, "__self__", None)
+    def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
+        """Answer a message of texts and images (paths) in any order.
 
-        def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
-            """Answer a message of texts and images (paths) in any order.
+        Raises:
+            ValueError: a part that is neither text nor image, or a role other than the user's.
+            ImageError: an image cannot be used.
+        """
+        content = [message_part(part, dataset) for part in message]
+        request = ChatRequest.of(dataset or "question", lambda: [{"role": "user", "content": content}])
+        (prediction,) = self._generator.generate([request], self._max_new_tokens)
+        self._tally.answered += 1
+        self._tally.truncated += prediction.finish == "length"
+        return prediction.text
 
-            Raises:
-                ValueError: a part that is neither text nor image, or a role other than the user's.
-                ImageError: an image cannot be used.
-            """
-            content = [message_part(part, dataset) for part in message]
-            request = ChatRequest.of(dataset or "question", lambda: [{"role": "user", "content": content}])
-            (prediction,) = self._generator.generate([request], self._max_new_tokens)
-            tally.answered += 1
-            tally.truncated += prediction.finish == "length"
-            return prediction.text
+    def generate(self, message: Any, dataset: str | None = None) -> str:
+        """Answer a question, a string or a list of strings or parts."""
+        with ending_the_process(self._several):
+            return str(super().generate(message, dataset))  # type: ignore[misc]
 
-        def generate(self, message: Any, dataset: str | None = None) -> str:
-            """Answer a question, a string or a list of strings or parts."""
-            with ending_the_process(several):
-                return str(super().generate(message, dataset))
-
-        def chat(self, messages: Any, dataset: str | None = None) -> str:
-            """Refuse: the kit would take the error of a question with history for an answer, and go on."""
-            with ending_the_process(several):
-                raise ValueError(f"{dataset}: questions in several turns are not supported; leave it out of --data")
-
-    return DefocusVLM
+    def chat(self, messages: Any, dataset: str | None = None) -> str:
+        """Refuse: the kit would take the error of a question with history for an answer, and go on."""
+        with ending_the_process(self._several):
+            raise ValueError(f"{dataset}: questions in several turns are not supported; leave it out of --data")
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def _success(name: str, entry: Mapping[str, Any], folder: Path) -> str:
     source = Path(importlib.import_module("vlmeval.smp").LMUDataRoot()) / f"{name}.tsv"
     asked = len(read_table(source)) if source.is_file() else answers
     if asked > answers:
-        line += f" ({asked - answers} rows of {source} were left out by the kit: it drops those without an image)"
+        line += f" ({asked - answers} of {asked} rows of {source} left out by the kit: it drops those without an image)"
     if "skip_reason" in entry:
         return f"{line}, not scored: {_NOT_SCORED_HERE[entry['skip_reason']]}"
     metrics, headline = entry["metrics"], entry.get("primary_metric") or []

@@ -1,31 +1,42 @@
 """Letters of multiple-choice answers, and circular accuracy.
 
 Official scripts: `llava/eval/eval_science_qa.py` (ScienceQA) and `scripts/convert_seed_for_submission.py` (SEED-Bench)
-of https://github.com/haotian-liu/LLaVA; the offline matching of https://github.com/open-compass/VLMEvalKit (MMBench);
-`lmms_eval/tasks/ai2d/utils.py` of https://github.com/EvolvingLMMs-Lab/lmms-eval (AI2D).
+of https://github.com/haotian-liu/LLaVA; `vlmeval/utils/matching_util.py` of https://github.com/open-compass/VLMEvalKit
+at its commit e8e78f05 (MMBench, `--judge exact_matching`); `lmms_eval/tasks/ai2d/utils.py` of
+https://github.com/EvolvingLMMs-Lab/lmms-eval (AI2D).
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from eval.metrics.rows import check_rows
+
 LETTERS = "ABCDEFGHIJ"
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SCIENCE_QA = tuple("ABCDE")
+_API_FAILED = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_ANSWER_IS = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
 
 
 def parse_science_qa(text: str) -> str | None:
-    """LLaVA's reading: a letter A to E alone, a capital followed by ". ", or one "The answer is X."; else None, wrong.
+    """LLaVA's reading: a letter A to E alone, one in front of ". ", or one "The answer is X."; else None, wrong.
 
     "B." and "(B)" are None. Any character may stand for the period of "The answer is X.": its pattern leaves it bare.
+    X may be any capital; one that is no option is wrong.
     """
-    if text in ("A", "B", "C", "D", "E"):
-        return text
-    if len(text) >= 3 and "A" <= text[0] <= "Z" and text[1:3] == ". ":
+    if text in _SCIENCE_QA or (text[:1] in _SCIENCE_QA and text[1:3] == ". "):
         return text[0]
     found = re.findall(r"The answer is ([A-Z]).", text)
     return str(found[0]) if len(found) == 1 else None
@@ -47,27 +58,56 @@ def parse_lmms_letter(text: str) -> str | None:
 
 
 def parse_mmbench(text: str, choices: Sequence[str]) -> str | None:
-    """The offline heuristics of MMBench: one option letter among the words, else one option whose text is in it.
+    """VLMEvalKit's offline heuristics: an option's letter among the words, an "answer is B", or one option's text.
 
-    Punctuation around words does not count; an "A" among more than three words is taken for the article. Where the
-    official pipeline would ask ChatGPT or guess, None: unparsed, wrong.
+    1. Exactly one option's letter is a word of its own, punctuation aside, and first occurs among the last four words.
+       That may be an article: "A dog" reads as A.
+    2. The first "answer is" is followed by a letter A to D of an option, in any case, be it the first of a word: "the
+       answer is blue" reads as B.
+    3. Exactly one option's text is in the answer, which is not longer than twice all options together. An option whose
+       text is "" does not exist.
+
+    None: unparsed, wrong; there the official pipeline would ask ChatGPT, or guess. So are refusals and the letter Z.
     """
-    words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
-    options = LETTERS[: len(choices)]
-    letters = [letter for letter in options if letter in words]
-    if len(letters) == 1 and not (letters[0] == "A" and len(words) > 3):
-        return letters[0]
-    if len(letters) > 1:
-        return None
+    options = {letter: choice for letter, choice in zip(LETTERS, choices, strict=False) if choice}
+    letter = None if _API_FAILED in text else _mmbench_letter(text, options)
+    if letter is not None:
+        return letter if letter in options else None
     lower = text.lower()
-    contained = [letter for letter, choice in zip(options, choices, strict=True) if choice and choice.lower() in lower]
-    return contained[0] if len(contained) == 1 else None
+    if len(lower) > 2 * sum(len(choice) for choice in options.values()):
+        return None
+    return _only(option for option, choice in options.items() if choice.lower() in lower)
+
+
+def _mmbench_letter(text: str, options: Container[str]) -> str | None:
+    """Rules 1 and 2 of `parse_mmbench`; Z for a refusal, None if nothing says an option."""
+    if any(refusal in text for refusal in _REFUSALS):
+        return "Z"
+    words = _words(text)
+    letters = [letter for letter in LETTERS if letter in options and letter in words]
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return letters[0]
+    if not letters and "Z" in words:
+        return "Z"
+    said = _ANSWER_IS.search(text)
+    return said[1].upper() if said and said[1].upper() in options else None
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
+
+
+def _only(found: Iterable[str]) -> str | None:
+    """The one element of `found`; None if there are none or several."""
+    all_found = list(found)
+    return all_found[0] if len(all_found) == 1 else None
 
 
 def parse_letter_lenient(text: str, choices: Sequence[str], number: int | None = None) -> str | None:
     """A forgiving reading: a letter in front ("b", "(B)", "B.", "B: dog"), "answer is B", one letter, an option's text.
 
-    `number` is the number of options where their texts are not known. None if nothing, or several options, fit.
+    An "A" among more than three words is taken for the article. `number` is the number of options where their texts are
+    not known. None if nothing, or several options, fit.
     """
     options = LETTERS[: number or len(choices)]
     stripped = text.strip()
@@ -80,13 +120,14 @@ def parse_letter_lenient(text: str, choices: Sequence[str], number: int | None =
     for letter, choice in zip(options, choices, strict=False):
         if choice.strip() and choice.strip().lower() == stripped.rstrip(".").lower():
             return letter
-    return parse_mmbench(text, choices) if choices else _only_letter(text, options)
-
-
-def _only_letter(text: str, options: str) -> str | None:
-    words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
+    words = _words(text)
     letters = [letter for letter in options if letter in words]
-    return letters[0] if len(letters) == 1 and not (letters[0] == "A" and len(words) > 3) else None
+    if letters and letters != ["A"]:
+        return _only(letters)
+    if letters and len(words) < 4:
+        return "A"
+    lower = text.lower()
+    return _only(letter for letter, choice in zip(options, choices, strict=False) if choice and choice.lower() in lower)
 
 
 def circular_sums(rows: Sequence[Mapping[str, Any]], group: str = "group", key: str = "correct") -> np.ndarray:
@@ -104,6 +145,13 @@ def circular_sums(rows: Sequence[Mapping[str, Any]], group: str = "group", key: 
 
 
 def circular_accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
-    """MMBench's CircularEval: the share of questions right in every rotation; rows are {"group", "correct"}."""
+    """MMBench's CircularEval, 0 to 1: the share of questions that are right in every rotation of their options.
+
+    Rows are {"group": the question, the same for all its rotations, "correct": 0, 1 or a bool}, one for each rotation.
+
+    Raises:
+        ValueError: no rows, or a missing key.
+    """
+    check_rows(rows, ("group", "correct"))
     right, groups = circular_sums(rows).sum(axis=0)
     return float(right / groups)

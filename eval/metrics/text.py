@@ -8,13 +8,17 @@ https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.metrics.multiple_choice import circular_sums
+from eval.metrics.rows import check_answers, check_rows
 from eval.metrics.yes_no import parse_yes_no_lenient
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -36,10 +40,9 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     kept. Two empty texts are equal.
 
     Raises:
-        ValueError: there are no answers.
+        ValueError: there are no answers, or a string in their place.
     """
-    if not answers:
-        raise ValueError("answers: expected at least one")
+    check_answers(answers)
     given = " ".join(prediction.lower().split())
     similarities = []
     for answer in answers:
@@ -86,14 +89,21 @@ def _number(text: str) -> float | None:
 
 
 def gqa_accuracy(prediction: str, answer: str) -> float:
-    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case)."""
+    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case).
+
+    White space counts: LLaVA takes it off when it generates, not here.
+    """
     return float(prediction.rstrip(".").lower() == answer)
 
 
 def gqa_accuracy_lenient(prediction: str, answer: str) -> float:
-    """GQA's accuracy that also forgives white space and a leading article."""
-    words = prediction.strip().rstrip(".").lower().split()
-    return float(" ".join(words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words) == answer.lower())
+    """GQA's accuracy that also forgives punctuation (as lmms-eval), white space and a leading article."""
+    return float(_bare_words(prediction) == _bare_words(answer))
+
+
+def _bare_words(text: str) -> list[str]:
+    words = text.lower().translate(_NO_PUNCTUATION).split()
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
 
 def nlvr_sums(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -109,6 +119,7 @@ def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Rows are {"identifier": "n-m", "label", "prediction"}, one per image (six permutations of each example); the
     sentence is n, whatever m. Predictions are read by `parse_nlvr`; a label is "true" or "false" in any letter case.
     """
+    check_rows(rows, ("identifier", "label", "prediction"))
     right, number, whole, groups = nlvr_sums(rows).sum(axis=0)
     return {"precision": float(right / number), "consistency": float(whole / groups)}
 

@@ -1,14 +1,17 @@
 """VQA soft accuracy: an answer is right in the measure in which ten people gave it.
 
 Official scripts: `PythonEvaluationTools/vqaEvaluation/vqaEval.py` of https://github.com/GT-Vision-Lab/VQA (VQAv2 and
-OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; also in facebookresearch/mmf), the VizWiz API.
+OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; also in facebookresearch/mmf), `vqaEval.py` of the VizWiz API
+(https://vizwiz.org/tasks-and-datasets/vqa; Q. Li).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from eval.metrics.rows import check_answers, check_mode
 
 Mode = Literal["official", "normalized", "m4c", "vizwiz"]
 MODES = ("official", "normalized", "m4c", "vizwiz")
@@ -44,6 +47,15 @@ def _contractions() -> dict[str, str]:
 
 
 _CONTRACTIONS = _contractions()
+# VizWiz's copy of the list has typographic apostrophes, except in these words and, of the misspelt ones, in two.
+_STRAIGHT_IN_VIZWIZ = ("ain't", "aren't", "can't", "could've", "couldn't", "we've", "where's", "who've")
+_MISSPELT_STRAIGHT_IN_VIZWIZ = ("couldn'tve", "hadn'tve")
+_CONTRACTIONS_VIZWIZ = {
+    misspelt if misspelt in _MISSPELT_STRAIGHT_IN_VIZWIZ else misspelt.replace("'", "’"): (
+        word if word in _STRAIGHT_IN_VIZWIZ else word.replace("'", "’")
+    )
+    for misspelt, word in _CONTRACTIONS.items()
+}
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "official") -> float:
@@ -52,21 +64,23 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "off
     Modes:
         official: VQAv2's script. It normalises only where people disagree: against ten equal answers the prediction
             must be equal letter for letter ("Yes" or "yes." against ten "yes" scores 0, as its authors intend).
-        normalized: the same normalisation always, on both sides (what lmms-eval does).
+        normalized: the same normalisation always, on both sides (as lmms-eval, up to its reading of "1,,000").
         m4c: TextVQA's processor, always, on both sides; it splits possessives ("dog's" -> "dog 's").
-        vizwiz: normalises the prediction, never the answers.
+        vizwiz: normalises the prediction, never the answers; the apostrophes that it puts into contractions are mostly
+            typographic ("dont" -> "don’t"), so that they seldom match what people typed.
 
     Raises:
-        ValueError: unknown mode, no answers, or (m4c) not ten answers, which its script asserts.
+        ValueError: unknown mode, no answers or a string in their place, or (m4c) not ten answers, which its script
+            asserts.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
-    if not answers or (mode == "m4c" and len(answers) != 10):
-        raise ValueError(f"answers: expected {'10' if mode == 'm4c' else 'at least one'}, found {len(answers)}")
+    check_mode(mode, MODES)
+    check_answers(answers)
+    if mode == "m4c" and len(answers) != 10:
+        raise ValueError(f"answers: expected 10, found {len(answers)}")
     if mode == "m4c":
         prediction, given = normalize_m4c(prediction), [normalize_m4c(answer) for answer in answers]
     elif mode == "vizwiz":
-        prediction, given = normalize_vqa(prediction), list(answers)
+        prediction, given = normalize_vizwiz(prediction), list(answers)
     else:
         prediction, given = _one_line(prediction), [_one_line(answer) for answer in answers]
         if mode == "normalized" or len(set(given)) > 1:
@@ -78,13 +92,18 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "off
 
 def normalize_vqa(text: str) -> str:
     """VQAv2's normalisation: punctuation, periods, letter case, number words, articles, contractions."""
-    return _words(without_punctuation(_one_line(text)))
+    return _words(without_punctuation(_one_line(text)), _CONTRACTIONS)
+
+
+def normalize_vizwiz(text: str) -> str:
+    """VizWiz's normalisation, of predictions only: VQAv2's with another list of contractions."""
+    return _words(without_punctuation(_one_line(text)), _CONTRACTIONS_VIZWIZ)
 
 
 def normalize_m4c(text: str) -> str:
     """TextVQA's normalisation: commas and question marks go first, possessives become words of their own."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _words(_without_punctuation(_one_line(text), _DIGIT_COMMAS_DIGIT))
+    return _words(_without_punctuation(_one_line(text), _DIGIT_COMMAS_DIGIT), _CONTRACTIONS)
 
 
 def without_punctuation(text: str) -> str:
@@ -109,6 +128,6 @@ def _without_punctuation(text: str, comma_in_number: re.Pattern[str]) -> str:
     return _PERIOD.sub("", result, count=_MOST_PERIODS)
 
 
-def _words(text: str) -> str:
+def _words(text: str, contractions: Mapping[str, str]) -> str:
     numbered = (_NUMBER_WORDS.get(word, word) for word in text.lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in numbered if word not in _ARTICLES)
+    return " ".join(contractions.get(word, word) for word in numbered if word not in _ARTICLES)

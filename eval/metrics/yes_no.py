@@ -7,11 +7,15 @@ of MME's eval_tool.zip (https://github.com/BradyFU/Awesome-Multimodal-Large-Lang
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from eval.metrics.rows import check_mode, check_rows
+
+READINGS = ("official", "lenient")
 _PERCEPTION_NAMES = "existence count position color posters celebrity scene landmark artwork OCR"
 PERCEPTION = tuple(_PERCEPTION_NAMES.split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -46,12 +50,13 @@ def parse_yes_no_lenient(text: str) -> str | None:
 
 
 def pope_counts(rows: Sequence[Mapping[str, Any]], key: str = "parsed") -> np.ndarray:
-    """(rows, 5): one-hot of true positive, false positive, true negative, false negative, neither; positive = yes.
+    """(rows, 5): one-hot of true positive, false positive, true negative, false negative, unread; positive = yes.
 
-    `row[key]` is the answer read, `row["target"]` the truth, both "yes" or "no"; a None answer is "neither".
+    `row[key]` is the answer read ("yes", "no" or None), `row["target"]` the truth ("yes" or "no"). None where the truth
+    is yes is a false negative, like any other yes that the model did not say; only None where it is no is "unread".
     """
-    place = {("yes", "yes"): 0, ("yes", "no"): 1, ("no", "no"): 2, ("no", "yes"): 3}
-    return np.eye(5)[[place.get((row[key], row["target"]), 4) for row in rows]]
+    place = {("yes", "yes"): 0, ("yes", "no"): 1, ("no", "no"): 2, ("no", "yes"): 3, (None, "yes"): 3, (None, "no"): 4}
+    return np.eye(5)[[place[row[key], row["target"]] for row in rows]]
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -61,7 +66,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def pope_f1(sums: np.ndarray) -> np.ndarray:
-    """F1 of "yes": 2 TP / (2 TP + FP + FN). An answer that is neither counts as no "yes"; see `pope_recall`."""
+    """F1 of "yes": the harmonic mean of precision and recall, 0 where both are."""
     precision, recall = pope_precision(sums), pope_recall(sums)
     return _ratio(2 * precision * recall, precision + recall)
 
@@ -98,16 +103,29 @@ POPE_STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def pope_scores(
     rows: Sequence[Mapping[str, Any]], mode: Literal["official", "lenient"] = "official"
 ) -> dict[str, float]:
-    """F1, accuracy, precision, recall, yes_ratio and share `unparsed` of rows {"prediction": text, "label": yes|no}.
+    """f1, accuracy, precision, recall, yes_ratio and the share `unparsed`, each 0 to 1, of one of POPE's samplings.
 
-    `unparsed` is the share in which the forgiving reading finds neither yes nor no: the official one takes them as yes.
+    Rows are {"prediction": text, "label": yes|no}. `unparsed` is the share in which the forgiving reading finds neither
+    yes nor no: the official one takes them as yes. Where the official script would divide by zero, the score is 0.
+
+    Raises:
+        ValueError: no rows, a missing key, a label that is neither yes nor no, or an unknown mode.
     """
+    check_mode(mode, READINGS)
+    check_rows(rows, ("prediction", "label"))
     lenient = [parse_yes_no_lenient(row["prediction"]) for row in rows]
     answers = [parse_pope(row["prediction"]) for row in rows] if mode == "official" else lenient
-    read = [{"parsed": answer, "target": row["label"]} for row, answer in zip(rows, answers, strict=True)]
+    read = [{"parsed": answer, "target": _label(row)} for row, answer in zip(rows, answers, strict=True)]
     sums = pope_counts(read).sum(axis=0)
     scores = {name: float(statistic(sums)) for name, statistic in POPE_STATISTICS.items()}
     return scores | {"unparsed": lenient.count(None) / len(rows)}
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    label = str(row["label"]).strip().lower()
+    if label not in ("yes", "no"):
+        raise ValueError(f"'label' must be yes or no, found {row['label']!r}")
+    return label
 
 
 def mme_sums(rows: Sequence[Mapping[str, Any]], key: str = "score") -> np.ndarray:
@@ -133,14 +151,15 @@ def mme_sums(rows: Sequence[Mapping[str, Any]], key: str = "score") -> np.ndarra
 def mme_points(categories: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
     """The statistic over `mme_sums`: sum over these categories of 100 (accuracy + accuracy+), 0 to 200 each.
 
-    accuracy+ is the share of images with both questions right; a category without rows gives nothing.
+    accuracy+ is the share of images with both questions right; a category without rows gives nothing, and where none
+    has rows, there are no points (not a number).
     """
     places = [(*PERCEPTION, *COGNITION).index(category) for category in categories]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         table = sums.reshape(*sums.shape[:-1], -1, 4)[..., places, :]
         shares = _ratio(table[..., 0], table[..., 1]) + _ratio(table[..., 2], table[..., 3])
-        return np.asarray(100 * shares.sum(axis=-1))
+        return np.where(table[..., 1].any(axis=-1), 100 * shares.sum(axis=-1), np.nan)
 
     return statistic
 
@@ -148,15 +167,29 @@ def mme_points(categories: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
 def mme_scores(
     rows: Sequence[Mapping[str, Any]], mode: Literal["official", "lenient"] = "official"
 ) -> dict[str, float]:
-    """perception, cognition, each category and the share `unparsed`.
+    """perception (0 to 2000), cognition (0 to 800), the points of each category (0 to 200), and the share `unparsed`.
 
-    Rows are {"category", "image", "prediction": text, "label": yes|no}; an answer that is neither is wrong.
+    Rows are {"category", "image", "prediction": text, "label": yes|no}, two for each image of a category; an answer
+    that is neither is wrong. A category without rows gives no points.
+
+    Raises:
+        ValueError: no rows, a missing key, an unknown category or mode, a label that is neither yes nor no, or an image
+            with other than two questions, which the official script asserts.
     """
+    check_mode(mode, READINGS)
+    check_rows(rows, ("category", "image", "prediction", "label"))
+    present = Counter((row["category"], row["image"]) for row in rows)
+    unknown = sorted({str(category) for category, _ in present} - {*PERCEPTION, *COGNITION})
+    if unknown:
+        raise ValueError(f"'category' must be one of {', '.join((*PERCEPTION, *COGNITION))}, found {unknown}")
+    odd = next((image for image, number in present.items() if number != 2), None)
+    if odd is not None:
+        raise ValueError(f"image {odd[1]!r} of {odd[0]} has {present[odd]} questions, expected two")
     parse = parse_mme if mode == "official" else parse_yes_no_lenient
     answers = [parse(row["prediction"]) for row in rows]
-    pairs = zip(rows, answers, strict=True)
-    sums = mme_sums([dict(row) | {"score": float(answer == row["label"].lower())} for row, answer in pairs]).sum(axis=0)
-    present = sorted({row["category"] for row in rows})
-    groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in present}
-    scores = {name: float(mme_points(members)(sums)) for name, members in groups.items()}
-    return scores | {"unparsed": answers.count(None) / len(rows)}
+    scored = [dict(row) | {"score": float(answer == _label(row))} for row, answer in zip(rows, answers, strict=True)]
+    sums = mme_sums(scored).sum(axis=0)
+    categories = [name for name in (*PERCEPTION, *COGNITION) if any(name == category for category, _ in present)]
+    groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in categories}
+    points = {name: float(np.nan_to_num(mme_points(members)(sums))) for name, members in groups.items()}
+    return points | {"unparsed": answers.count(None) / len(rows)}

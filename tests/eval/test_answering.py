@@ -32,7 +32,13 @@ class SmallMemory(FakeGenerator):
         return super().generate(requests, max_new_tokens)
 
 
-ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: out of memory"),  # not from PyTorch's own allocator
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from eval.generator import Request, TransformersGenerator
-from eval.likelihood import agreement, first_token_likelihoods, most_likely, single_tokens
+from eval.likelihood import agreement, first_token_likelihoods, most_likely, sequence_likelihoods, single_tokens
 from eval.registry import Benchmark, get_benchmark
 from eval.run import evaluate
 from eval.samples import Sample
@@ -54,6 +55,29 @@ def test_likelihoods_in_a_batch_are_those_by_hand(model_dir: Path, benchmark: Be
             assert prediction.ll[option] == pytest.approx(by_hand(generator, request, option), abs=2e-4)
     without = generator.generate(plain, 4)
     assert [(p.text, p.ll) for p in without] == [(p.text, None) for p in predictions]
+
+
+def test_what_else_stands_beside_the_tokens_is_as_long_as_they() -> None:
+    """Some models are told for each token whether it is an image's (`token_type_ids`, `mm_token_type_ids`)."""
+    given = {}
+
+    def model(**inputs: torch.Tensor) -> SimpleNamespace:
+        given.update(inputs)
+        return SimpleNamespace(logits=torch.zeros(*inputs["input_ids"].shape, 10))
+
+    def tokenizer(text: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[7, 8, 9])
+
+    ids = torch.tensor([[3, 3, 5], [3, 3, 6]])
+    kinds = (ids == 3).long()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": kinds}
+    inputs["pixel_values"] = torch.zeros(2, 3, 4, 4)
+    likelihoods = sequence_likelihoods(model, tokenizer, inputs, "a blue rectangle")
+    assert likelihoods == pytest.approx([-3 * math.log(10)] * 2)
+    assert given["input_ids"].tolist() == [[3, 3, 5, 7, 8], [3, 3, 6, 7, 8]]
+    assert given["token_type_ids"].tolist() == [[1, 1, 0, 0, 0]] * 2
+    assert given["attention_mask"].tolist() == [[1] * 5] * 2
+    assert given["pixel_values"].shape == (2, 3, 4, 4)
 
 
 def test_forms_of_an_option_are_added_up() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eval.bootstrap import cluster_sums
 from eval.measures import Style, mean_of
 from eval.metrics.multiple_choice import circular_accuracy, circular_sums
-from eval.metrics.yes_no import mme_points, mme_scores, mme_sums
+from eval.metrics.yes_no import mme_points, mme_sums
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.0, 1.0])), min_size=1, max_size=30)
 
@@ -31,9 +31,14 @@ def test_a_cluster_drawn_twice_counts_twice_in_mme(pairs: list[tuple[int, float]
     rows = [{"category": "OCR", "image": str(image), "score": score} for image, score in pairs]
     sums = cluster_sums(mme_sums(rows), [row["image"] for row in rows])
     copies = [row | {"image": row["image"] + copy} for copy in ("", "again") for row in rows]
-    drawn = mme_points(("OCR",))(2 * sums.sum(axis=0))
-    answers = [row | {"prediction": "yes" if row["score"] else "no", "label": "yes"} for row in copies]
-    assert drawn == pytest.approx(mme_scores(answers)["OCR"])
+    points = mme_points(("OCR",))
+    assert points(2 * sums.sum(axis=0)) == pytest.approx(points(mme_sums(copies).sum(axis=0)))
+
+
+def test_a_metric_applies_where_every_row_has_what_it_needs() -> None:
+    assert mean_of("accuracy").applies_to([{}])
+    assert mean_of("validity", "valid", needs="valid").applies_to([{"valid": 1.0}, {"valid": 0.0}])
+    assert not mean_of("validity", "valid", needs="valid").applies_to([{"valid": 1.0}, {}])
 
 
 def test_mean_and_style() -> None:

@@ -51,6 +51,27 @@ def test_batched_answers_equal_single_answers(model_dir: Path, requests: list[Re
         )
 
 
+def test_settings_of_the_checkpoint_leave_the_search_greedy(model_dir: Path, requests: list[Request]) -> None:
+    greedy = [answer.text for answer in TransformersGenerator(model_dir, "cpu").generate(requests[:4], 8)]
+    path = model_dir / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "max_time": 1e-9}))
+    assert [answer.text for answer in TransformersGenerator(model_dir, "cpu").generate(requests[:4], 8)] == greedy
+
+
+def test_a_second_token_may_end_an_answer(model_dir: Path, requests: list[Request]) -> None:
+    (whole,) = TransformersGenerator(model_dir, "cpu").generate(requests[:1], 8)
+    assert (whole.finish, whole.n_out) == ("length", 8)
+    generator = TransformersGenerator(model_dir, "cpu")
+    inputs = generator._encode(requests[:1])
+    first = generator.model(**inputs).logits[0, -1].argmax().item()
+    path = model_dir / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"eos_token_id": [settings["eos_token_id"], first]}))
+    (cut,) = TransformersGenerator(model_dir, "cpu").generate(requests[:1], 8)
+    assert (cut.text, cut.finish, cut.n_out) == ("", "stop", 1)
+
+
 def test_an_image_is_encoded_once_and_answers_stay(
     model_dir: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +117,19 @@ def test_length_of_a_request_counts_its_images(model_dir: Path, requests: list[R
     (template,) = {prediction.n_in - generator.request_length(request) for prediction, request in pairs}
     generator._image_tokens = None  # as with a processor that does not say how many tokens an image has
     assert generator.request_length(requests[0]) == generator.request_length(text_only) + image_tokens + template
+
+
+def test_a_broken_image_does_not_keep_lengths_from_being_known(
+    model_dir: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    """A processor that does not say how long images are is tried on one; that it is damaged is found when asked."""
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    torn = Request("torn", requests[0].prompt, (tmp_path / "torn.png",))
+    generator = TransformersGenerator(model_dir, "cpu")
+    known = generator.request_length(requests[0])
+    generator._image_tokens = None
+    assert generator.request_length(torn) < known
+    assert generator.request_length(requests[0]) >= known
 
 
 def test_answers_depend_on_image_and_question(model_dir: Path, requests: list[Request]) -> None:

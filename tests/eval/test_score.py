@@ -31,12 +31,34 @@ def test_score_gives_the_metrics_of_the_run(predictions: Path, data_root: Path, 
     assert (tmp_path / "scored" / "samples.jsonl").read_text() == (predictions.parent / "samples.jsonl").read_text()
 
 
+def test_what_was_read_is_printed_and_recorded(predictions: Path, data_root: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    (tmp_path / "chunks").mkdir()
+    for name, chunk in (("2_0.jsonl", rows[::2]), ("2_1.jsonl", rows[1::2])):
+        llava = [{"question_id": row["id"], "text": row["text"], "model_id": "some-7b"} for row in chunk]
+        (tmp_path / "chunks" / name).write_text("".join(json.dumps(row) + "\n" for row in llava))
+    printed = score_file("easy_vqa", tmp_path / "chunks", tmp_path / "scored", data_root)
+    assert printed.splitlines()[-1] == (
+        "  read as LLaVA answers (question_id, text), 2 files, each JSON Lines: 60 answers"
+    )
+    scored = json.loads((tmp_path / "scored" / "results.json").read_text())
+    assert scored["metrics"] == json.loads((predictions.parent / "results.json").read_text())["metrics"]
+    model = scored["model"]
+    assert model["name"] == "some-7b"
+    assert model["predictions_format"] == "LLaVA answers (question_id, text), 2 files, each JSON Lines"
+    assert model["predictions_left_out"] == {}
+    chunks = [str(tmp_path / "chunks" / name) for name in ("2_0.jsonl", "2_1.jsonl")]
+    root = ["--data-root", str(data_root), "--output", str(tmp_path / "again")]
+    main(["--benchmark", "easy_vqa", "--predictions", *chunks, *root])
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["run_id"] == scored["run_id"]
+
+
 def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_root: Path, tmp_path: Path) -> None:
     predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match="1 of 60 samples have no prediction"):
         score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
     printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root, partial=True)
-    assert printed == "easy_vqa test: partial 59/60: no headline number"
+    assert printed.startswith("easy_vqa test: partial 59/60: no headline number\n  read as rows of samples.jsonl")
 
 
 def test_incomplete_predictions_replace_no_complete_result(predictions: Path, data_root: Path, tmp_path: Path) -> None:
@@ -54,6 +76,11 @@ def test_incomplete_predictions_replace_no_complete_result(predictions: Path, da
         ('{"id": "test-00000", "text": "no"}', "record 61: a second prediction for 'test-00000'"),
         ('{"id": "test-99999", "text": "no"}', "record 61: 'test-99999' is no sample"),
         ('{"id": "test-00000"}', "record 61: 'text' must be a string"),
+        ('{"id": "' + "x" * 10**6 + '", "text": "no"}', "record 61: 'xx.{60,90}' is no sample"),
+        (
+            '{"id": "test-00000", "text": [' + "1, " * 10**6 + "1]}",
+            r"record 61: 'text' must be a string, found \[1, .{,60}$",
+        ),
         ("[1]", "line 61: expected a JSON object"),
     ],
 )

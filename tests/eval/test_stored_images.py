@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from defocus_mllm.files import PARTIAL_PREFIX, DiskFullError
+from eval.harnesses.lmms_tasks import write_task
 from eval.registry import Benchmark, get_benchmark
 from eval.report import main as report
 from eval.run import evaluate
@@ -117,6 +118,13 @@ def test_mmbench_runs_from_its_table(mmbench: Benchmark, cache: Path, tmp_path: 
     described = json.loads((tmp_path / "out" / "mmbench" / "results.json").read_text())["benchmark"]
     assert described["data_root"] == str(data_root / "mmbench")
     assert described["image_root"] == str(folder)
+
+
+def test_a_task_of_lmms_eval_finds_the_images_of_a_table(mmbench: Benchmark, cache: Path, tmp_path: Path) -> None:
+    task = write_task(mmbench, mmbench.load_verified(tmp_path / "data"), tmp_path / "task")
+    rows = [json.loads(line) for line in task.with_suffix(".jsonl").read_text().splitlines()]
+    assert [Path(row["images"][0]).name for row in rows] == ["7.jpg", "7.jpg", "8.jpg"]
+    assert all(Path(row["images"][0]).is_relative_to(cache) and Path(row["images"][0]).is_file() for row in rows)
 
 
 def test_scoring_writes_no_image_and_the_report_those_it_shows(

@@ -202,6 +202,11 @@ ROWS["mmmu"] = {
     for at, subject in enumerate(SUBJECTS)
 }
 
+_LLAVA = {"question_id": 0, "question": "Name it.", "image_id": "001", "category": "conv", "image": picture(6)}
+ROWS["llava_bench"] = {(None, "train"): [_LLAVA]}
+_VET = {"question_id": "v1_0", "question": "x?", "answer": "-1 <AND> -5", "capability": "ocr,math", "image": picture(7)}
+ROWS["mm_vet"] = {(None, "test"): [_VET]}
+
 _VQA = {"question_id": 42001, "image_id": 42, "question": "Is it?"}
 _OKVQA = _VQA | {"question_id": 425}
 _TEXT = {"question_id": 8, "image_id": "ab12", "question": "What does it say?", "answers": ["stop"] * 10}
@@ -251,6 +256,14 @@ OFFICIAL: dict[str, dict[str, Any]] = {
             "questions": [{"question_id": number, "image_id": 7, "question": "Is it?"} for number in numbers]
         }
         for split, numbers in (("test-dev", [7002]), ("test", [7001, 7002]))
+    },
+    "llava_bench": {
+        "questions.jsonl": {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "Name it."},
+    },
+    "mm_vet": {
+        "mm-vet.json": {
+            "v1_0": {"imagename": "v1_0.png", "question": "x?", "answer": "-1 <AND> -5", "capability": ["ocr", "math"]}
+        }
     },
     "docvqa": {"spdocvqa_qas/val_v1.0_withQT.json": {"data": [_DOCUMENT]}},
     "docvqa_test": {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.answer_files import read_answers
 from eval.benchmarks.ai2d_letters import Style, draw_letters, has_letters
 from eval.registry import get_benchmark
 from eval.results import score_samples
@@ -214,16 +215,18 @@ def test_answers_in_vlmevalkit_and_llava_form(official: Path, tmp_path: Path) ->
     importer = get_benchmark("ai2d").import_predictions
     assert importer is not None
     rows = "index\tanswer\tprediction\n700\tB\tB. grass\n3000\tB\tThe answer is B.\n3001\tD\t(d)\n"
-    found = importer(write(tmp_path / "a.tsv", rows), data)
+    found = importer(read_answers(write(tmp_path / "a.tsv", rows)), data).predictions
     scores = [(row["score"], row["score_lenient"]) for row in score_samples(get_benchmark("ai2d"), data.samples, found)]
     assert scores == [(1, 1), (0, 1), (1, 1)]
-    with pytest.raises(ValueError, match=r"record 1: .*'prediction'"):  # the truth is never taken for the answer
-        importer(write(tmp_path / "truth.tsv", "index\tanswer\n700\tB\n"), data)
+    with pytest.raises(
+        ValueError, match=r"record 1: .*\(index, prediction\)"
+    ):  # the truth is never taken for the answer
+        importer(read_answers(write(tmp_path / "truth.tsv", "index\tanswer\n700\tB\n")), data)
     llava = [{"question_id": "30.png-1", "text": "D"}, {"question_id": 700, "text": "A"}]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in llava))
-    assert importer(path, data) == {
+    assert importer(read_answers(path), data).predictions == {
         "30.png-1": Prediction("30.png-1", "D"),
         "7.png-0": Prediction("7.png-0", "A"),
     }
     with pytest.raises(ValueError, match="record 1: 'index' must be a number, found 'fox'"):
-        importer(write(tmp_path / "b.jsonl", json.dumps({"question_id": "fox", "text": "A"})), data)
+        importer(read_answers(write(tmp_path / "b.jsonl", json.dumps({"question_id": "fox", "text": "A"}))), data)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.answer_files import read_answers
 from eval.harnesses.lmms_tasks import aggregate, process_results, write_task
 from eval.metrics.captions import cider
 from eval.registry import Benchmark, get_benchmark
@@ -83,10 +84,10 @@ def test_results_in_and_out(data: BenchmarkData, benchmark: Benchmark, tmp_path:
     assert path is not None
     assert json.loads(path.read_text())[0] == {"image_id": 7, "caption": "A red dog runs."}
     assert benchmark.import_predictions is not None
-    assert benchmark.import_predictions(path, data) == ANSWERS
+    assert benchmark.import_predictions(read_answers(path), data).predictions == ANSWERS
     llava = tmp_path / "llava.jsonl"
     llava.write_text("".join(json.dumps({"question_id": n, "text": one.text}) + "\n" for n, one in ANSWERS.items()))
-    assert benchmark.import_predictions(llava, data) == ANSWERS
+    assert benchmark.import_predictions(read_answers(llava), data).predictions == ANSWERS
 
 
 def test_lmms_eval_gets_the_cider_of_all(

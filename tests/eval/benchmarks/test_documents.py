@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from eval.answer_files import read_answers
 from eval.registry import get_benchmark
 from eval.results import build_results, score_samples, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -24,7 +25,7 @@ def write(path: Path, content: Any) -> Path:
 def imported(name: str, data: BenchmarkData, path: Path, rows: list[dict[str, Any]]) -> dict[str, Prediction]:
     importer = get_benchmark(name).import_predictions
     assert importer is not None
-    return importer(write(path, rows), data)
+    return importer(read_answers(write(path, rows)), data).predictions
 
 
 def results(name: str, data: BenchmarkData, answers: dict[str, Prediction]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def test_docvqa_counts_a_question_under_each_of_its_types(tmp_path: Path) -> Non
     data = get_benchmark("docvqa").load(tmp_path)
     answers = [
         {"questionId": 7, "answer": "1995"},
-        {"question_id": 8, "text": '"1995".'},
+        {"questionId": 8, "answer": '"1995".'},
         {"questionId": 9, "answer": ""},
     ]
     found = results("docvqa", data, imported("docvqa", data, tmp_path / "a.json", answers))
@@ -96,7 +97,7 @@ def test_malformed_records_are_named(changes: dict[str, Any], message: str, tmp_
 def test_a_list_for_an_answer_is_refused_as_by_the_server(tmp_path: Path) -> None:
     write(tmp_path / "val_v1.0_withQT.json", {"data": [docvqa_row(7)]})
     data = get_benchmark("docvqa").load(tmp_path)
-    with pytest.raises(ValueError, match="record 1: 'text' must be a string"):
+    with pytest.raises(ValueError, match="record 1: 'answer' must be a string"):
         imported("docvqa", data, tmp_path / "a.json", [{"questionId": 7, "answer": ["1995"]}])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eval.answer_files import read_answers
 from eval.compare import compare_folders
 from eval.listing import list_benchmarks
 from eval.registry import Benchmark, get_benchmark
@@ -63,7 +64,7 @@ def test_llava_bench_answers_as_its_script_reads_them(root: Path, tmp_path: Path
     assert rows[1]["text"] == "A\nphoto"
     assert len({row["answer_id"] for row in rows}) == 2  # the script fails without
     assert benchmark.import_predictions is not None
-    assert benchmark.import_predictions(path, data) == given
+    assert benchmark.import_predictions(read_answers(path), data).predictions == given
 
 
 def test_mm_vet_answers_as_its_script_reads_them(root: Path, tmp_path: Path) -> None:
@@ -75,13 +76,13 @@ def test_mm_vet_answers_as_its_script_reads_them(root: Path, tmp_path: Path) -> 
     assert path is not None
     assert json.loads(path.read_text()) == {"v1_0": "it is v1_0", "v1_1": "it is v1_1"}
     assert benchmark.import_predictions is not None
-    assert benchmark.import_predictions(path, data) == given
+    assert benchmark.import_predictions(read_answers(path), data).predictions == given
     llava = tmp_path / "llava.jsonl"
     llava.write_text("".join(json.dumps({"question_id": n, "text": f"it is v1_{n}"}) + "\n" for n in (0, 1)))
-    assert benchmark.import_predictions(llava, data) == given
+    assert benchmark.import_predictions(read_answers(llava), data).predictions == given
     llava.write_text(json.dumps({"question_id": 7, "text": "x"}))
     with pytest.raises(ValueError, match="'v1_7' is no sample of this benchmark"):
-        benchmark.import_predictions(llava, data)
+        benchmark.import_predictions(read_answers(llava), data)
 
 
 def test_every_command_says_that_a_judge_is_required(benchmark: Benchmark, root: Path, tmp_path: Path) -> None:
@@ -91,7 +92,8 @@ def test_every_command_says_that_a_judge_is_required(benchmark: Benchmark, root:
     assert printed.startswith(f"llava_bench in_the_wild: 2 answers, {said}, see https://github.com/haotian-liu/LLaVA")
     folder = tmp_path / "a" / "llava_bench"
     assert (folder / "llava_bench_answers.jsonl").is_file()
-    assert score_file("llava_bench", folder / "llava_bench_answers.jsonl", tmp_path / "b", root) == printed
+    scored = score_file("llava_bench", folder / "llava_bench_answers.jsonl", tmp_path / "b", root)
+    assert scored.splitlines()[:-1] == printed.splitlines()
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert (results["metrics"], results["partial"], results["benchmark"]["not_scored_here"]) == ({}, False, said)
     table = read_table([tmp_path / "a", tmp_path / "b"], ["a", "b"])

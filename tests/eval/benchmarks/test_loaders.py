@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval.answer_files import read_answers
 from eval.registry import get_benchmark
 from eval.results import score_samples, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -30,7 +31,7 @@ def predictions(name: str, data: BenchmarkData, rows: list[dict[str, Any]], path
     write(path, lines(rows))
     importer = get_benchmark(name).import_predictions
     assert importer is not None
-    return importer(path, data)
+    return importer(read_answers(path), data).predictions
 
 
 def value(name: str, data: BenchmarkData, answers: dict[str, Prediction], metric: str) -> float:
@@ -111,7 +112,7 @@ def test_mmbench_rotations(tmp_path: Path) -> None:
         {"question_id": 8, "text": "dog"},
     ]
     found = predictions("mmbench", data, answers, tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match="record 1: expected the field 'prediction' or 'text'"):
+    with pytest.raises(ValueError, match=r"record 1: expected the fields of MMBench answer table \(index, pred"):
         predictions("mmbench", data, [{"index": 7, "answer": "A"}], tmp_path / "truth_only.jsonl")
     names = ("circular_accuracy", "first_pass", "all_rotations")
     assert [value("mmbench", data, found, name) for name in names] == pytest.approx([0.5, 1, 2 / 3])
@@ -125,19 +126,24 @@ def test_seed_bench_official_file_without_videos(tmp_path: Path) -> None:
     data = get_benchmark("seed_bench").load(tmp_path)
     assert [sample.id for sample in data.samples] == ["1", "49914"]
     answers = [{"question_id": number, "prediction": text} for number, text in (("1", "B."), ("49914", "A"))]
-    found = predictions("seed_bench", data, [*answers, {"question_id": "49914", "text": "B"}], tmp_path / "a.jsonl")
+    found = predictions(
+        "seed_bench", data, [*answers, {"question_id": "49914", "prediction": "B"}], tmp_path / "a.jsonl"
+    )
     assert [value("seed_bench", data, found, name) for name in ("accuracy", "accuracy_lenient")] == [0.5, 1]
 
 
 def test_vqav2_and_its_submission(tmp_path: Path) -> None:
     questions = [{"question_id": number, "image_id": 42, "question": "Is it?"} for number in (1, 2)]
-    annotations = [{"question_id": number, "answer_type": "yes/no", "answers": TEN} for number in (2, 1)]
+    kinds = {"answer_type": "yes/no", "question_type": "is it"}
+    annotations = [{"question_id": number, "answers": TEN, **kinds} for number in (2, 1)]
     folder = tmp_path / "vqav2"
     write(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
     write(folder / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     data = get_benchmark("vqav2").load(tmp_path)
     assert data.samples[0].images == ("val2014/COCO_val2014_000000000042.jpg",)
-    rows = [{"question_id": 1, "text": "Yes"}, {"question_id": 2, "answer": "yes"}]
+    assert data.samples[0].categories == kinds
+    assert set(get_benchmark("vqav2").breakdowns) == set(kinds), "both stand in the official result"
+    rows = [{"question_id": 1, "answer": "Yes"}, {"question_id": 2, "answer": "yes"}]
     found = predictions("vqav2", data, rows, tmp_path / "a.jsonl")
     assert [value("vqav2", data, found, f"vqa_accuracy{suffix}") for suffix in ("", "_lenient")] == [0.5, 1]
 
@@ -193,6 +199,64 @@ def test_gqa(tmp_path: Path) -> None:
     assert [sample.categories["kind"] for sample in data.samples] == ["binary", "open"]
     rows = [{"questionId": "01", "prediction": "Yes."}, {"questionId": "02", "prediction": "no"}]
     assert value("gqa", data, predictions("gqa", data, rows, tmp_path / "a.jsonl"), "accuracy") == 0.5
+
+
+def names_of_metrics(name: str, data: BenchmarkData, texts: dict[str, str]) -> set[str]:
+    benchmark = get_benchmark(name)
+    rows = score_samples(benchmark, data.samples, {key: Prediction(key, text) for key, text in texts.items()})
+    return {metric.name for metric in benchmark.metrics if metric.applies_to(rows)}
+
+
+def test_gqa_scores_what_the_data_allow(tmp_path: Path) -> None:
+    types = {"structural": "query", "semantic": "attr", "detailed": "weather"}
+    more = {"types": types, "groups": {"global": "weather"}, "semantic": [{"operation": "select", "argument": "sky"}]}
+    row = {"question": "What is it?", "imageId": "n1", "answer": "fog"} | more
+    questions = {"01": row | {"entailed": ["02", "01"]}, "02": row | {"entailed": ["99"]}}
+    write(tmp_path / "testdev_balanced_questions.json", questions)
+    answers = {"01": "Fog.", "02": "rain"}
+    data = get_benchmark("gqa").load(tmp_path)
+    assert (
+        data.samples[0].categories | {"words": "3", "steps": "1", "detailed": "weather"} == data.samples[0].categories
+    )
+    assert names_of_metrics("gqa", data, answers) == {"accuracy", "accuracy_lenient", "distribution"}
+    write(tmp_path / "testdev_balanced_questions.json", {key: row | {"entailed": [key]} for key in questions})
+    nothing_entailed = get_benchmark("gqa").load(tmp_path)
+    assert "consistency" not in names_of_metrics("gqa", nothing_entailed, answers)
+
+    write(tmp_path / "testdev_balanced_questions.json", questions | {"02": row | {"entailed": []}})
+    choices = {key: {"valid": ["fog", "rain"], "plausible": ["fog"]} for key in questions}
+    write(tmp_path / "testdev_balanced_choices.json", choices)
+    data = get_benchmark("gqa").load(tmp_path)
+    predicted = {key: Prediction(key, text) for key, text in answers.items()}
+    assert names_of_metrics("gqa", data, answers) >= {"consistency", "validity", "plausibility"}
+    found = [
+        value("gqa", data, predicted, name) for name in ("consistency", "validity", "plausibility", "distribution")
+    ]
+    assert found == [0, 1, 0.5, 0.005]
+    write(tmp_path / "testdev_balanced_choices.json", {"01": choices["01"]})
+    with pytest.raises(ValueError, match=r"choices\.json, question 02: expected the field '02'"):
+        get_benchmark("gqa").load(tmp_path)
+    write(tmp_path / "testdev_balanced_questions.json", [1])
+    with pytest.raises(ValueError, match="expected an object of questions"):
+        get_benchmark("gqa").load(tmp_path)
+
+
+def test_vizwiz_answerability(tmp_path: Path) -> None:
+    kinds = [("1.jpg", 0), ("2.jpg", 0), ("3.jpg", 1), ("4.jpg", 1)]
+    rows = [{"image": image, "question": "Q", "answers": TEN, "answerable": kind} for image, kind in kinds]
+    write(tmp_path / "Annotations" / "val.json", rows)
+    data = get_benchmark("vizwiz").load(tmp_path)
+    texts = dict(zip("1234", ("Unanswerable.", "unsuitable", "the unanswerable", "yes"), strict=True))
+    predicted = {f"{key}.jpg": Prediction(f"{key}.jpg", text) for key, text in texts.items()}
+    assert value("vizwiz", data, predicted, "unanswerable_f1") == 0.5
+    assert value("vizwiz", data, predicted, "unanswerable_average_precision") == pytest.approx(0.5 * 0.5 + 0.5 * 0.5)
+    write(
+        tmp_path / "Annotations" / "val.json",
+        [{key: row[key] for key in ("image", "question", "answers")} for row in rows],
+    )
+    data = get_benchmark("vizwiz").load(tmp_path)
+    found = names_of_metrics("vizwiz", data, {name: one.text for name, one in predicted.items()})
+    assert found == {"vqa_accuracy", "vqa_accuracy_lenient"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from eval.answer_files import read_answers
 from eval.benchmarks.mmmu import SUBJECTS
 from eval.registry import get_benchmark
 from eval.results import score_samples, write_submission
@@ -110,7 +111,7 @@ def test_truth_alone_scores_letters_that_are_read(tmp_path: Path) -> None:
     assert [sample.images[0].split("/")[0] for sample in data.samples] == ["Art", "Math"]
     (tmp_path / "total_val_output.json").write_text(json.dumps({"validation_Art_1": "B", "validation_Math_2": "x"}))
     assert benchmark.import_predictions is not None
-    imported = benchmark.import_predictions(tmp_path / "total_val_output.json", data)
+    imported = benchmark.import_predictions(read_answers(tmp_path / "total_val_output.json"), data).predictions
     assert [prediction.text for prediction in imported.values()] == ["B", "x"]
 
 
@@ -123,19 +124,19 @@ def test_official_and_llava_answer_files(data: BenchmarkData, tmp_path: Path) ->
     assert path is not None
     written = json.loads(path.read_text())
     assert (written["validation_Art_1"], written["validation_Math_1"]) == ("A", "so 3.43")
-    assert benchmark.import_predictions(path, data)["validation_Art_1"].text == "A"
+    assert benchmark.import_predictions(read_answers(path), data).predictions["validation_Art_1"].text == "A"
     official = tmp_path / "output.json"
     official.write_text(json.dumps([{"id": name, "answer": "B", "response": text} for name, text in texts.items()]))
-    assert benchmark.import_predictions(official, data) == given
+    assert benchmark.import_predictions(read_answers(official), data).predictions == given
     llava = tmp_path / "llava.jsonl"
     llava.write_text("".join(json.dumps({"question_id": name, "text": text}) + "\n" for name, text in texts.items()))
-    assert benchmark.import_predictions(llava, data) == given
+    assert benchmark.import_predictions(read_answers(llava), data).predictions == given
     official.write_text(json.dumps([{"id": "validation_Art_1", "answer": "B"}]))
-    with pytest.raises(ValueError, match="record 1: expected the field 'response' or 'text'"):
-        benchmark.import_predictions(official, data)
+    with pytest.raises(ValueError, match=r"record 1: expected the fields of MMMU outputs \(id, response\)"):
+        benchmark.import_predictions(read_answers(official), data)
     official.write_text(json.dumps({"validation_Art_9": "B"}))
     with pytest.raises(ValueError, match="'validation_Art_9' is no sample of this benchmark"):
-        benchmark.import_predictions(official, data)
+        benchmark.import_predictions(read_answers(official), data)
 
 
 def test_truth_in_the_official_answer_file(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_truth_in_the_official_answer_file(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"id": "validation_Art_1", **row}]))
     benchmark = get_benchmark("mmmu")
     assert benchmark.load_from_predictions is not None
-    assert value(benchmark.load_from_predictions(path), {"validation_Art_1": text}) == 1
+    assert value(benchmark.load_from_predictions(read_answers(path)), {"validation_Art_1": text}) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.answer_files import read_answers
 from eval.registry import get_benchmark
 from eval.results import score_samples, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -71,18 +72,18 @@ def test_csv_and_llava_rows(data: BenchmarkData, tmp_path: Path) -> None:
     assert path is not None
     assert path.read_text().splitlines()[:2] == ["dev-7-0-0.png,unparsed", "dev-7-0-1.png,true"]
     assert benchmark.import_predictions is not None
-    imported = benchmark.import_predictions(path, data)
+    imported = benchmark.import_predictions(read_answers(path), data).predictions
     official = ("precision", "consistency")
     assert [values(data, imported)[name] for name in official] == [values(data, given)[name] for name in official]
     rows = [{"question_id": f"dev/images/2/{name}.png", "text": one.text} for name, one in given.items()]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert benchmark.import_predictions(tmp_path / "a.jsonl", data) == given
+    assert benchmark.import_predictions(read_answers(tmp_path / "a.jsonl"), data).predictions == given
     path.write_text("dev-7-0-0.png\n")
     with pytest.raises(ValueError, match=r"line 1: expected PICTURE\.png,true"):
-        benchmark.import_predictions(path, data)
+        benchmark.import_predictions(read_answers(path), data)
     path.write_text("dev-7-0-0.png, true\ndev-7-0-0.png,true\n")
-    with pytest.raises(ValueError, match="record 2: a second prediction for 'dev-7-0-0'"):
-        benchmark.import_predictions(path, data)
+    with pytest.raises(ValueError, match="line 2: a second prediction for 'dev-7-0-0'"):
+        benchmark.import_predictions(read_answers(path), data)
 
 
 def test_hidden_pictures_are_found_where_they_lie(tmp_path: Path) -> None:

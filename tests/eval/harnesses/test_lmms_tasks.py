@@ -50,11 +50,12 @@ def test_the_task_asks_what_the_benchmark_asks(benchmark: Benchmark, data_root: 
 def test_scores_are_those_of_our_own_rows(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     data = benchmark.load(data_root)
     rows = rows_of(write_task(benchmark, data, tmp_path))
-    answers = [("yes", "Red.", "red", "circle", "no")[number % 5] for number in range(len(rows))]
+    answers = [("yes", "Red.", "circle", "no")[number % 4] for number in range(len(rows))]
     results = [process_results(row, [answer]) for row, answer in zip(rows, answers, strict=True)]
     assert [(r["id"], r["text"]) for r in results] == list(zip((s.id for s in data.samples), answers, strict=True))
     predictions = {s.id: Prediction(s.id, answer) for s, answer in zip(data.samples, answers, strict=True)}
     ours = score_samples(benchmark, data.samples, predictions)
+    assert len({metric.value(ours) for metric in benchmark.metrics}) == len(benchmark.metrics)
     for metric in benchmark.metrics:
         sent = pickle.loads(pickle.dumps([result[metric.name] for result in results]))  # as between processes
         assert 0 < metric.value(ours) < 1

@@ -34,6 +34,8 @@ from eval.metrics.text import (
         ("", [""], 1),
         ("", ["x"], 0),
         ("dog", ["cat", "dogs"], 0.75),
+        ("ABCDEFGX", ["abcdefgß"], 8 / 9),  # "ß" is two letters in upper case
+        ("oﬃce", ["office"], 0.5),  # distance 3 of 6
     ],
 )
 def test_anls(prediction: str, answers: list[str], score: float) -> None:
@@ -62,8 +64,9 @@ def test_anls_lenient_is_never_less(prediction: str, answer: str) -> None:
 def test_anls_threshold_itself_is_kept() -> None:
     assert anls("ab", ["ax"], threshold=0.5) == 0.5
     assert anls("ab", ["ax"], threshold=0.51) == 0
-    with pytest.raises(ValueError, match="answers"):
-        anls("a", [])
+    for answers in ([], "a", [1]):
+        with pytest.raises(ValueError, match="answers"):
+            anls("a", answers)
 
 
 @given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
@@ -97,11 +100,18 @@ def test_relaxed_accuracy(prediction: str, target: str, official: float, lenient
 
 @pytest.mark.parametrize(
     ("prediction", "official", "lenient"),
-    [("Yes.", 1, 1), ("yes", 1, 1), ("a yes", 0, 1), ("y-es", 0, 0), ("no", 0, 0)],
+    [("Yes.", 1, 1), ("YES...", 1, 1), ("a yes", 0, 1), ("y-es", 0, 1), ("Yes!", 0, 1), (" yes", 0, 1), ("no", 0, 0)],
 )
 def test_gqa(prediction: str, official: float, lenient: float) -> None:
     assert gqa_accuracy(prediction, "yes") == official
     assert gqa_accuracy_lenient(prediction, "yes") == lenient
+
+
+@given(st.text("Aan t.-!"), st.text("Aan t.-!"))
+def test_lenient_gqa_forgives_what_lmms_eval_forgives(prediction: str, answer: str) -> None:
+    bare = [text.lower().translate(str.maketrans("", "", ".-!")) for text in (prediction, answer)]
+    assert gqa_accuracy_lenient(prediction, answer) >= (bare[0] == bare[1])
+    assert gqa_accuracy_lenient(prediction, answer) >= gqa_accuracy(prediction, answer.lower())
 
 
 def test_nlvr_groups_by_sentence() -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eval.metrics.vqa import MODES, normalize_m4c, normalize_vqa, vqa_soft_accuracy
+from eval.metrics.vqa import MODES, normalize_m4c, normalize_vizwiz, normalize_vqa, vqa_soft_accuracy
 
 CASES = Path(__file__).parents[4] / "shared" / "goldens" / "vqa_soft_cases.json"
 
@@ -46,6 +46,27 @@ def test_vizwiz_normalises_the_prediction_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("dont", "don’t"),
+        ("cant", "can't"),
+        ("weve", "we've"),
+        ("don't", "don't"),
+        ("couldn'tve", "couldn’t’ve"),
+        ("couldn’tve", "couldn’tve"),
+        ("couldnt’ve", "couldn’t’ve"),
+        ("hadn'tve", "hadn’t’ve"),
+        ("mightn'tve", "mightn'tve"),
+        ("somebody'd somebody’d", "somebody'd somebodyd"),
+        ("The dog's", "dog's"),
+    ],
+)
+def test_vizwiz_writes_typographic_apostrophes(text: str, normalized: str) -> None:
+    assert normalize_vizwiz(text) == normalized
+    assert vqa_soft_accuracy(text, [normalized] * 10, "vizwiz") == 1
+
+
+@pytest.mark.parametrize(
     ("text", "official", "m4c"),
     [
         ("dog's", "dog's", "dog 's"),
@@ -63,6 +84,10 @@ def test_vizwiz_normalises_the_prediction_only() -> None:
         ("couldn'tve", "couldn't've", "couldn't've"),
         ("somebody'd", "somebodyd", "somebodyd"),
         ("Ive", "ive", "ive"),
+        ("DONT", "don't", "don't"),
+        ("ow's'at", "'ow's'at", "ow 's'at"),
+        ("1,,000", "1 000", "1000"),
+        ("a?b", "b", "ab"),
         ("x-b", "x b", "x b"),
         ("a -b", "b", "b"),
         ("x-y -z", "xy z", "xy z"),
@@ -76,7 +101,9 @@ def test_normalisation(text: str, official: str, m4c: str) -> None:
     assert normalize_m4c(text) == m4c
 
 
-@pytest.mark.parametrize(("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best")])
+@pytest.mark.parametrize(
+    ("answers", "mode"), [([], "official"), (["a"] * 9, "m4c"), (["a"], "best"), ("a", "official"), ([1], "vizwiz")]
+)
 def test_misuse_is_refused(answers: list[str], mode: str) -> None:
     with pytest.raises(ValueError, match=r"answers: expected|mode must be"):
         vqa_soft_accuracy("a", answers, mode)
@@ -87,3 +114,13 @@ def test_order_of_answers_does_not_count(prediction: str, answers: list[str], mo
     score = vqa_soft_accuracy(prediction, answers, mode)
     assert 0 <= score <= 1
     assert vqa_soft_accuracy(prediction, sorted(answers), mode) == pytest.approx(score)
+
+
+@given(st.text(), st.lists(st.text(), min_size=10, max_size=10), st.integers(0, 10))
+def test_modes_agree_on_what_is_normal_already(prediction: str, answers: list[str], copies: int) -> None:
+    given = [prediction] * copies + answers[copies:]
+    plain, *others = [normalize_vqa(text) for text in (prediction, *given)]
+    assume([plain, *others] == [normalize_vqa(text) for text in (plain, *others)])
+    score = vqa_soft_accuracy(plain, others, "normalized")
+    assert vqa_soft_accuracy(plain, tuple(others)) == score
+    assert score == pytest.approx((0, 0.3, 0.6, 0.9, 1)[min(4, others.count(plain))])
