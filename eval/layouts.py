@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from eval.samples import BenchmarkData
 
 
 @dataclass(frozen=True)
@@ -13,32 +15,44 @@ class Layout:
 
     files: tuple[str, ...]
     """What the questions are read from: files, folders, or patterns with `*` of which one file must be there."""
+    read: Callable[[Path], BenchmarkData]
+    """The data in such a folder; ValueError names a malformed record by file and place."""
     images: tuple[str, ...] = ()
     """Patterns of the image files; () where the files above hold the images."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where official files are, or which are missing first, the questions' and the images'."""
+    """A layout, and the folder in which it was found or is expected."""
 
-    folder: Path | None
-    missing: Path | None
-    missing_images: Path | None = None
+    layout: Layout
+    folder: Path
+
+    @property
+    def missing(self) -> Path | None:
+        """The first of the questions' files that is not there."""
+        return _missing(self.layout.files, self.folder)
+
+    @property
+    def missing_images(self) -> Path | None:
+        """The first pattern of images of which there are none."""
+        return _missing(self.layout.images, self.folder)
 
 
 def locate(layouts: Sequence[Layout], folders: Sequence[Path]) -> Found:
-    """The first layout whose questions are in one of the folders; opens no file. What is missing is of the first."""
-    for layout in layouts:
-        for folder in folders:
-            if _missing(layout.files, folder) is None:
-                return Found(folder, None, _missing(layout.images, folder))
-    return Found(None, _missing(layouts[0].files, folders[0]))
+    """The first layout whose questions are in one of the folders, or else that with the most files; opens no file."""
+    possible = [Found(layout, folder) for layout in layouts for folder in folders]
+    whole = (found for found in possible if found.missing is None)
+    return next(whole, None) or max(possible, key=_number_of_files)
 
 
 def _missing(names: Sequence[str], folder: Path) -> Path | None:
-    return next((folder / name for name in names if not exists(folder, name)), None)
+    return next((folder / name for name in names if not _exists(folder, name)), None)
 
 
-def exists(folder: Path, name: str) -> bool:
-    """Whether a folder has this file or folder, or one for a pattern with `*`."""
+def _number_of_files(found: Found) -> int:
+    return sum(_exists(found.folder, name) for name in found.layout.files)
+
+
+def _exists(folder: Path, name: str) -> bool:
     return next(folder.glob(name), None) is not None if "*" in name else (folder / name).exists()

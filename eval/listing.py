@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 
 from eval.hub import find_on_hub
-from eval.layouts import locate
 from eval.registry import Benchmark, benchmark_names, get_benchmark
 
 _WIDTH = 120
@@ -28,18 +27,12 @@ def list_benchmarks(data_root: Path | None) -> str:
 
 def describe_data(benchmark: Benchmark, data_root: Path | None) -> tuple[bool, str]:
     """Whether the benchmark could run now, and where its data are or what is missing."""
-    if data_root is not None:
-        found = locate(benchmark.layouts, (data_root / benchmark.folder, data_root))
-        if found.folder is not None and found.missing_images is not None:
+    found = benchmark.find(data_root)
+    if found is not None and found.missing is None:
+        if found.missing_images is not None:
             return False, f"questions found in {found.folder}, images missing: {found.missing_images}"
-        if found.folder is not None:
-            return True, f"found: official files in {found.folder}"
-        problem = f"missing: {found.missing}"
-    else:
-        try:
-            return True, f"found: official files in {benchmark.load(None).root}"
-        except FileNotFoundError:
-            problem = "missing: give --data-root DIR"
+        return True, f"found: official files in {found.folder}"
+    problem = f"missing: {found.missing}" if found else "missing: give --data-root DIR"
     try:
         dataset = find_on_hub(benchmark.folder, benchmark.hub, data_root)
     except (FileNotFoundError, ValueError) as error:

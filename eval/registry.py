@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.answer_files import AnswerFile, Imported
 from eval.hub import HubSource, load_from_hub
-from eval.layouts import Layout
+from eval.layouts import Found, Layout, locate
 from eval.measures import Metric, Row
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -78,8 +78,9 @@ class Benchmark:
     reference: str
     """Address of the official scorer or, where there is none, of the data."""
     data_needed: str
-    """The files, and where they are expected."""
-    load: Callable[[Path | None], BenchmarkData]
+    """What `layouts` says, in words, and where the files are published."""
+    layouts: tuple[Layout, ...]
+    """How the official files may lie below the benchmark's folder, and how they are read, in order of preference."""
     n_expected: int
     fingerprint: str | None
     """Of the official samples (`BenchmarkData.fingerprint`); None where nobody could take it yet: only counted then."""
@@ -109,10 +110,10 @@ class Benchmark:
     load_from_predictions: Callable[[AnswerFile], BenchmarkData] | None = None
     """For answer files that hold the truth too: `eval.score` uses it where the official files are absent."""
     submission: Submission | None = None
-    layouts: tuple[Layout, ...] = ()
-    """What `data_needed` says in words: the official files below the benchmark's folder, which `--list` looks for."""
     shares_folder: str | None = None
     """The benchmark whose folder below the data root is this one's too."""
+    default_folder: Callable[[], Path | None] | None = None
+    """Its folder where no data root is given: that of an installed package, or None."""
     hub: tuple[HubSource, ...] = ()
     """Datasets that hold the same questions, in order of preference: read where the official files are absent."""
 
@@ -146,9 +147,25 @@ class Benchmark:
 
         Raises:
             FileNotFoundError: data are missing; the message names the files expected, and the datasets.
-            ValueError: see `verified`.
+            ValueError: see `verified`, and `Layout.read`.
         """
         return self.verified(self.load_anywhere(data_root))
+
+    def find(self, data_root: Path | None) -> Found | None:
+        """Where the official files are or are expected, none of them opened; None without a folder to look in."""
+        if data_root is not None:
+            return locate(self.layouts, (data_root / self.folder, data_root))
+        folder = self.default_folder() if self.default_folder else None
+        return locate(self.layouts, (folder,)) if folder else None
+
+    def load(self, data_root: Path | None) -> BenchmarkData:
+        """The data of the official files, without a check; arguments and errors as in `load_verified`."""
+        found = self.find(data_root)
+        if found is None:
+            raise FileNotFoundError(f"{self.name} needs {self.data_needed}")
+        if found.missing is not None:
+            raise FileNotFoundError(f"{found.missing}: no such file: {self.data_needed}")
+        return found.layout.read(found.folder)
 
     def load_anywhere(self, data_root: Path | None) -> BenchmarkData:
         """The data without a check; arguments and errors as in `load_verified`."""

@@ -20,7 +20,7 @@ import PIL
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.ai2d_letters import DRAWING, Style, draw_letters, has_letters
-from eval.benchmarks.official import collect, field, find_layout, judged, letter_prompt, read_table, table_images
+from eval.benchmarks.official import collect, field, judged, letter_prompt, read_table, table_images
 from eval.files import read_json
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -39,35 +39,25 @@ _QUESTIONS_PER_IMAGE = 100
 """VLMEvalKit's index of a question is number of the image x 100 + number of the question."""
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Questions whose images have their texts covered by letters, where they are about letters.
-
-    Raises:
-        FileNotFoundError: neither table nor folder is there.
-        ValueError: a malformed record; the message names file and record.
-    """
-    return _load(data_root, "masked", BENCHMARK.data_needed)
+def load_table(root: Path, name: str) -> BenchmarkData:
+    """Read a table of VLMEvalKit; ValueError names a malformed record."""
+    path = root / name
+    samples = tuple(_read_row(row, f"{path}, record {number}") for number, row in enumerate(read_table(path), 1))
+    images = StoredImages.in_cache(path.stem.lower(), file_identity(path), functools.partial(_table_images, path))
+    return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
 
 
-def load_no_mask(data_root: Path | None = None) -> BenchmarkData:
-    """The same questions, with letters beside texts that stay readable; errors as `load`."""
-    return _load(data_root, "no_mask", BENCHMARK_NO_MASK.data_needed)
-
-
-def _load(data_root: Path | None, style: Style, data_needed: str) -> BenchmarkData:
-    root, (first, *_) = find_layout("ai2d", data_root, [layout.files for layout in _layouts(style)], data_needed)
-    if first == _IDS:
-        samples = tuple(_read_folder(root, style))
-        images = _drawn_images(root, style)
-    else:
-        path = root / first
-        samples = tuple(_read_row(row, f"{path}, record {number}") for number, row in enumerate(read_table(path), 1))
-        images = StoredImages.in_cache(path.stem.lower(), file_identity(path), functools.partial(_table_images, path))
+def load_folder(root: Path, style: Style) -> BenchmarkData:
+    """Read the official folder, with images on which letters are drawn; ValueError names a malformed record."""
+    samples, images = tuple(_read_folder(root, style)), _drawn_images(root, style)
     return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
 
 
 def _layouts(style: Style) -> tuple[Layout, ...]:
-    return Layout((_TABLES[style],)), Layout(_OFFICIAL, ("images/*.png",))
+    return (
+        Layout((_TABLES[style],), functools.partial(load_table, name=_TABLES[style])),
+        Layout(_OFFICIAL, functools.partial(load_folder, style=style), ("images/*.png",)),
+    )
 
 
 def _read_row(row: dict[str, Any], where: str) -> Sample:
@@ -193,8 +183,8 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
     )
 
 
-def _hub(*repositories: str) -> tuple[HubSource]:
-    source = HubSource(
+def _hub(*repositories: str) -> HubSource:
+    return HubSource(
         repositories=repositories,
         splits=((None, "test"),),
         sample=_from_hub,
@@ -202,7 +192,6 @@ def _hub(*repositories: str) -> tuple[HubSource]:
         "diagram: the intervals take them for independent",
         compared=_COMPARED,
     )
-    return (source,)
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
@@ -235,7 +224,6 @@ BENCHMARK = Benchmark(
     version="letters masked",
     reference="https://github.com/EvolvingLMMs-Lab/lmms-eval",
     data_needed=_data_needed("masked"),
-    load=load,
     n_expected=3088,
     fingerprint=None,
     prompt_id="llava15_letter",
@@ -246,7 +234,7 @@ BENCHMARK = Benchmark(
     metrics=(mean_of("accuracy", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("letters", "diagram"),
     layouts=_layouts("masked"),
-    hub=_hub("lmms-lab/ai2d", "lmms-lab-encoder/ai2d"),
+    hub=(_hub("lmms-lab/ai2d", "lmms-lab-encoder/ai2d"),),
     import_predictions=import_predictions,
 )
 
@@ -257,6 +245,5 @@ BENCHMARK_NO_MASK = dataclasses.replace(
     data_needed=_data_needed("no_mask"),
     layouts=_layouts("no_mask"),
     shares_folder="ai2d",
-    hub=_hub("lmms-lab/ai2d-no-mask", "lmms-lab-encoder/ai2d-no-mask", "Efficient-Large-Model/ai2d-no-mask"),
-    load=load_no_mask,
+    hub=(_hub("lmms-lab/ai2d-no-mask", "lmms-lab-encoder/ai2d-no-mask", "Efficient-Large-Model/ai2d-no-mask"),),
 )

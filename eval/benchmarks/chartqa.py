@@ -8,14 +8,14 @@ headline, as in the papers. Papers that remove "%" or "," before they compare ga
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.answer_files import AnswerFile, Imported
-from eval.benchmarks.official import collect, field, find_layout, short_prompt
-from eval.files import read_json
+from eval.benchmarks.official import collect, field, read_records, short_prompt
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row
@@ -25,31 +25,26 @@ from eval.samples import BenchmarkData, Sample
 
 PARTS = ("human", "augmented")
 _COMPARED = ("id", "question", "target", "cluster")
-_LAYOUTS = tuple(
-    Layout(tuple(f"{folder}/test_{part}.json" for part in PARTS), (f"{folder}/png/*.png",))
-    for folder in ("test", "ChartQA Dataset/test")
-)
 _HUMAN = 1250
 """Number of questions that people wrote; the dataset of the Hub has them first."""
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read both parts; ids are PART_NUMBER, counted from 0 as in pix2struct, human first.
+def load(root: Path, folder: str) -> BenchmarkData:
+    """Read both parts from a folder below `root`; ids are PART_NUMBER, from 0 as in pix2struct, human first.
 
     Raises:
-        FileNotFoundError: a file is missing.
         ValueError: a malformed record; the message names file and record.
     """
-    root, files = find_layout("chartqa", data_root, [layout.files for layout in _LAYOUTS], BENCHMARK.data_needed)
     samples: list[Sample] = []
-    for part, name in zip(PARTS, files, strict=True):
-        rows = read_json(root / name)
-        if not isinstance(rows, list):
-            raise ValueError(f"{root / name}: expected a list")
-        for number, row in enumerate(rows):
-            where = f"{root / name}, record {number + 1}"
-            samples.append(_read(row, part, number, f"{Path(name).parent.as_posix()}/png", where))
+    for part in PARTS:
+        for number, (where, row) in enumerate(read_records(root / folder / f"test_{part}.json")):
+            samples.append(_read(row, part, number, f"{folder}/png", where))
     return BenchmarkData(root, tuple(samples), compared=_COMPARED)
+
+
+def _layout(folder: str) -> Layout:
+    files = tuple(f"{folder}/test_{part}.json" for part in PARTS)
+    return Layout(files, partial(load, folder=folder), (f"{folder}/png/*.png",))
 
 
 def _read(row: dict[str, Any], part: str, number: int, folder: str, where: str) -> Sample:
@@ -129,7 +124,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/google-research/pix2struct",
     data_needed="--data-root DIR with DIR/chartqa/test/{test_human.json,test_augmented.json,png/*.png} (or all of it "
     "in DIR/chartqa/ChartQA Dataset/test): https://github.com/vis-nlp/ChartQA",
-    load=load,
     n_expected=2500,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -142,7 +136,7 @@ BENCHMARK = Benchmark(
         Metric("relaxed_accuracy_lenient", _by_part("score_lenient"), _mean_of_parts),
     ),
     breakdowns=("part",),
-    layouts=_LAYOUTS,
+    layouts=(_layout("test"), _layout("ChartQA Dataset/test")),
     hub=(
         HubSource(
             repositories=("lmms-lab/ChartQA", "lmms-lab-encoder/ChartQA"),

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, Format
-from eval.benchmarks.official import field, find_folder, importer
-from eval.files import read_json
+from eval.benchmarks.official import field, importer, read_records
 from eval.layouts import Layout
 from eval.measures import Row, Style, mean_of
 from eval.metrics.captions import cider_per_image
@@ -28,25 +27,22 @@ _HIGHEST = 10.0
 """CIDEr of a caption that equals all its references."""
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
+def load(root: Path) -> BenchmarkData:
     """Read the split and the captions; images in the order of the captions' file, as the official script takes them.
 
     Raises:
-        FileNotFoundError: a file is missing.
         ValueError: a malformed record, or an image of the split without captions; the message names it.
     """
-    root = find_folder("coco_captions", data_root, [_SPLIT, _CAPTIONS], BENCHMARK.data_needed)
     paths = _paths_of_test_images(root / _SPLIT)
     captions: dict[str, list[str]] = {name: [] for name in paths}
-    for number, row in enumerate(_list_in(root / _CAPTIONS, "annotations"), 1):
-        where = f"{root / _CAPTIONS}, annotation {number}"
+    for where, row in read_records(root / _CAPTIONS, "annotations"):
         name = str(field(row, ("image_id",), where))
         if name in captions:
             captions[name].append(str(field(row, ("caption",), where)))
     missing = next((name for name, texts in captions.items() if not texts), None)
     if missing is not None:
         raise ValueError(f"{root / _CAPTIONS}: no caption of image {missing}, which {_SPLIT} has in its test split")
-    order = [str(row.get("id")) for row in _list_in(root / _CAPTIONS, "images")]
+    order = [str(row.get("id")) for _, row in read_records(root / _CAPTIONS, "images")]
     samples = (_sample(name, paths[name], captions[name]) for name in order if name in paths)
     return BenchmarkData(root, tuple(samples), compared=("id", "answers"))
 
@@ -54,20 +50,11 @@ def load(data_root: Path | None = None) -> BenchmarkData:
 def _paths_of_test_images(path: Path) -> dict[str, str]:
     """Image number -> place of the file."""
     paths = {}
-    for number, row in enumerate(_list_in(path, "images"), 1):
-        where = f"{path}, image {number}"
+    for where, row in read_records(path, "images"):
         if field(row, ("split",), where) == "test":
             folder, name = field(row, ("filepath",), where), field(row, ("filename",), where)
             paths[str(field(row, ("cocoid",), where))] = f"{folder}/{name}"
     return paths
-
-
-def _list_in(path: Path, name: str) -> list[dict[str, Any]]:
-    content = read_json(path)
-    rows = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected an object with a list {name!r}")
-    return rows
 
 
 def _sample(name: str, path: str, captions: Sequence[str]) -> Sample:
@@ -118,7 +105,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/salaniz/pycocoevalcap",
     data_needed=f"--data-root DIR with DIR/coco_captions/{{{_SPLIT},{_CAPTIONS},val2014/COCO_val2014_*.jpg}}: the "
     "split is in caption_datasets.zip of cs.stanford.edu/people/karpathy/deepimagesent, the rest on cocodataset.org",
-    load=load,
     n_expected=5000,
     fingerprint=None,
     prompt_id="one_sentence_caption",
@@ -127,7 +113,7 @@ BENCHMARK = Benchmark(
     parser="official (PTBTokenizer of CoreNLP 3.4.1)",
     judge=judge,
     score_together=score_together,
-    layouts=(Layout((_SPLIT, _CAPTIONS), ("val2014/COCO_val2014_*.jpg",)),),
+    layouts=(Layout((_SPLIT, _CAPTIONS), load, ("val2014/COCO_val2014_*.jpg",)),),
     metrics=(
         mean_of("cider", "cider", primary=True, style=_TIMES_100, largest=10.0),
         mean_of("cider_lenient", "cider_lenient", style=_TIMES_100, largest=10.0),

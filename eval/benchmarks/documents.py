@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eval.answer_files import Format
-from eval.benchmarks.official import field, find_layout, read_records
+from eval.benchmarks.official import field, read_records
+from eval.layouts import Layout
 from eval.measures import Metric, mean_of
 from eval.metrics.text import anls, anls_lenient
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -25,51 +27,53 @@ MAX_NEW_TOKENS = 128
 """As LLaVA-1.5 generates: answers are spans of the document, which lmms-eval's 32 would cut."""
 
 
-def load_rrc(
-    benchmark: str,
-    data_root: Path | None,
-    layouts: Mapping[str, str],
-    data_needed: str,
+def rrc_layouts(
+    files: Mapping[str, str],
+    ending: str,
     *,
     image: str,
-    document: Sequence[str],
-    types: Mapping[str, str],
-    scored: bool,
-) -> BenchmarkData:
-    """Read the questions of a split.
+    document: Sequence[str] = (),
+    types: Mapping[str, str] | None,
+) -> tuple[Layout, ...]:
+    """The layouts in which a split was ever published.
 
     Args:
-        layouts: file of questions -> folder of its images, for each layout in which the data were ever published.
+        files: file of questions -> folder of its images, for each layout.
+        ending: that of image files.
         image: field that holds the image's file, whose folder, if it names one, does not count.
         document: fields of which the first one that a question has names its cluster.
-        types: category -> field with the question's labels; only the files `..._withQT.json` have them.
-        scored: whether the questions have answers.
+        types: category -> field with the question's labels, which only the files `..._withQT.json` have; None for a
+            split without public answers.
+    """
+
+    def read(root: Path, name: str, folder: str) -> BenchmarkData:
+        samples = []
+        for where, row in read_records(root / name, "data"):
+            file = Path(str(field(row, (image,), where))).name
+            cluster = str(field(row, (*document, image), where))
+            samples.append(rrc_sample(row, where, f"{folder}/{file}", cluster, types))
+        return BenchmarkData(root, tuple(samples), compared=COMPARED)
+
+    return tuple(
+        Layout((name,), partial(read, name=name, folder=folder), (f"{folder}/*{ending}",))
+        for name, folder in files.items()
+    )
+
+
+def rrc_sample(row: dict[str, Any], where: str, image: str, cluster: str, types: Mapping[str, str] | None) -> Sample:
+    """A question; `types` as in `rrc_layouts`.
 
     Raises:
-        FileNotFoundError: no file of questions is there.
-        ValueError: a malformed record, or one without answers in a scored split; the message names file and record.
+        ValueError: a malformed record, or one without answers where they are public; the message names `where`.
     """
-    root, (name,) = find_layout(benchmark, data_root, [(file,) for file in layouts], data_needed)
-    samples = []
-    for where, row in read_records(root / name, "data"):
-        file = Path(str(field(row, (image,), where))).name
-        cluster = str(field(row, (*document, image), where))
-        samples.append(rrc_sample(row, where, f"{layouts[name]}/{file}", cluster, types, scored))
-    return BenchmarkData(root, tuple(samples), compared=COMPARED)
-
-
-def rrc_sample(
-    row: dict[str, Any], where: str, image: str, cluster: str, types: Mapping[str, str], scored: bool
-) -> Sample:
-    """A question; arguments and errors as in `load_rrc`."""
-    answers = _answers(row, where) if scored else ()
+    answers = () if types is None else _answers(row, where)
     return Sample(
         id=_identifier(row, where),
         images=(image,),
         question=field(row, ("question",), where),
         target=answers[0] if answers else "",
         cluster=cluster,
-        categories={category: _labels(row, key, where) for category, key in types.items()},
+        categories={category: _labels(row, key, where) for category, key in (types or {}).items()},
         answers=answers,
     )
 

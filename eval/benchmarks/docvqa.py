@@ -8,7 +8,7 @@ together: they are one cluster.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from eval.answer_files import LLAVA
@@ -18,7 +18,7 @@ from eval.benchmarks.documents import (
     METRICS,
     SUBMISSION,
     judge,
-    load_rrc,
+    rrc_layouts,
     rrc_sample,
     write_submission,
 )
@@ -27,7 +27,7 @@ from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
-from eval.samples import BenchmarkData, Sample
+from eval.samples import Sample
 
 _IMAGES = "spdocvqa_images"
 _VAL = {
@@ -39,44 +39,24 @@ _TYPES = {"question_type": "question_types"}
 _TEST = {"spdocvqa_qas/test_v1.0.json": _IMAGES, "test_v1.0.json": _IMAGES, "test/test_v1.0.json": "test/documents"}
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions of val; errors as `load_rrc`."""
-    return _load(data_root, _VAL, BENCHMARK.data_needed, scored=True)
-
-
-def load_test(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions of test, which have no public answers; errors as `load_rrc`."""
-    return _load(data_root, _TEST, BENCHMARK_TEST.data_needed, scored=False)
-
-
-def _from_hub(row: dict[str, Any], where: str, scored: bool) -> Sample:
+def _from_hub(row: dict[str, Any], where: str, types: Mapping[str, str] | None) -> Sample:
     document = str(field(row, ("ucsf_document_id",), where))
     image = f"{_IMAGES}/{document}_{field(row, ('ucsf_document_page_no',), where)}.png"
     official = row | {"questionId": int(field(row, ("questionId",), where))}
-    return rrc_sample(official, where, image, document, _TYPES if scored else {}, scored)
+    return rrc_sample(official, where, image, document, types)
 
 
-def _hub(split: str) -> tuple[HubSource]:
-    source = HubSource(
+def _hub(split: str, types: Mapping[str, str] | None) -> HubSource:
+    return HubSource(
         repositories=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
         splits=(("DocVQA", split),),
-        sample=lambda row, number, where: _from_hub(row, where, scored=split == "validation"),
+        sample=lambda row, number, where: _from_hub(row, where, types),
         compared=COMPARED,
     )
-    return (source,)
 
 
-def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, scored: bool) -> BenchmarkData:
-    return load_rrc(
-        "docvqa",
-        data_root,
-        layouts,
-        data_needed,
-        image="image",
-        document=("ucsf_document_id",),
-        types=_TYPES if scored else {},
-        scored=scored,
-    )
+def _layouts(files: Mapping[str, str], types: Mapping[str, str] | None) -> tuple[Layout, ...]:
+    return rrc_layouts(files, ".png", image="image", document=("ucsf_document_id",), types=types)
 
 
 BENCHMARK = Benchmark(
@@ -86,7 +66,6 @@ BENCHMARK = Benchmark(
     reference="https://rrc.cvc.uab.es/?ch=17",
     data_needed="--data-root DIR with DIR/docvqa/{spdocvqa_qas/val_v1.0_withQT.json,spdocvqa_images/*.png}, or as "
     "first published DIR/docvqa/val/{val_v1.0.json,documents/*.png}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
-    load=load,
     n_expected=5349,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -98,8 +77,8 @@ BENCHMARK = Benchmark(
     cluster="document",
     breakdowns=("question_type",),
     import_predictions=importer(LLAVA, SUBMISSION),
-    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _VAL.items()),
-    hub=_hub("validation"),
+    layouts=_layouts(_VAL, _TYPES),
+    hub=(_hub("validation", _TYPES),),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
@@ -108,13 +87,12 @@ BENCHMARK_TEST = dataclasses.replace(
     split="test",
     data_needed="--data-root DIR with DIR/docvqa/{spdocvqa_qas/test_v1.0.json,spdocvqa_images/*.png}, or as first "
     "published DIR/docvqa/test/{test_v1.0.json,documents/*.png}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
-    load=load_test,
     n_expected=5188,
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
-    layouts=tuple(Layout((file,), (f"{images}/*.png",)) for file, images in _TEST.items()),
+    layouts=_layouts(_TEST, None),
     shares_folder="docvqa",
-    hub=_hub("test"),
+    hub=(_hub("test", None),),
     submission=Submission("docvqa_test_submission.json", write_submission),
 )

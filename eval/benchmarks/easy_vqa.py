@@ -25,32 +25,19 @@ SHAPES = ("circle", "rectangle", "triangle")
 ANSWER_TYPE = {"yes": "yes/no", "no": "yes/no"} | dict.fromkeys(COLOURS, "colour") | dict.fromkeys(SHAPES, "shape")
 
 
-def find_test_split(data_root: Path | None) -> Path:
-    """Folder of the official test split: `data_root`/easy_vqa/test, or inside the installed package.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    if data_root is not None:
-        folder = data_root / "easy_vqa" / "test"
-    else:
-        package = importlib.util.find_spec("easy_vqa")
-        if package is None or package.origin is None:
-            raise FileNotFoundError(f"the package easy-vqa is not installed: {BENCHMARK.data_needed}")
-        folder = Path(package.origin).parent / "data" / "test"
-    if not (folder / "questions.json").is_file():
-        raise FileNotFoundError(f"{folder / 'questions.json'}: no such file: {BENCHMARK.data_needed}")
-    return folder
+def folder_of_package() -> Path | None:
+    """The data of the package easy-vqa; None where it is not installed."""
+    package = importlib.util.find_spec("easy_vqa")
+    return None if package is None or package.origin is None else Path(package.origin).parent / "data"
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
+def load(folder: Path) -> BenchmarkData:
     """Read questions.json, a list of [question, answer, image number]; sample ids are the position in that list.
 
     Raises:
-        FileNotFoundError: see `find_test_split`.
         ValueError: malformed JSON or record; the message names file and record.
     """
-    root = find_test_split(data_root)
+    root = folder / "test"
     path = root / "questions.json"
     records = read_json(path)
     if not isinstance(records, list):
@@ -107,7 +94,6 @@ BENCHMARK = Benchmark(
     version="1.0",
     reference="https://github.com/vzhou842/easy-VQA",
     data_needed="pip install easy-vqa==1.0, or --data-root DIR with DIR/easy_vqa/test/{questions.json,images/*.png}",
-    load=load,
     n_expected=9673,
     fingerprint="14970cade512c7fd03c08a40882fb6ca41a919dae4d564af4d79dc834201f296",
     prompt_id="question_as_is",
@@ -117,7 +103,8 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(mean_of("accuracy", "score", primary=True), mean_of("accuracy_lenient", "score_lenient")),
     breakdowns=("answer_type",),
-    layouts=(Layout(("test/questions.json",), ("test/images/*.png",)),),
+    layouts=(Layout(("test/questions.json",), load, ("test/images/*.png",)),),
+    default_folder=folder_of_package,
     options=lambda _: tuple(ANSWER_TYPE),
     import_predictions=import_predictions,
     baselines=(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, Format
-from eval.benchmarks.official import field, find_folder, importer, short_prompt
+from eval.benchmarks.official import field, importer, short_prompt
 from eval.files import read_json
 from eval.hub import HubSource, records
 from eval.layouts import Layout
@@ -34,9 +34,8 @@ _CHOICES = "testdev_balanced_choices.json"
 _FILE = "testdev_balanced_questions.json"
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions. FileNotFoundError if the file is missing; ValueError names a malformed record."""
-    root = find_folder("gqa", data_root, [_FILE], BENCHMARK.data_needed)
+def load(root: Path) -> BenchmarkData:
+    """Read the questions, and the choices where they are; ValueError names a malformed record."""
     questions = _read_object(root / _FILE)
     choices = _read_object(root / _CHOICES) if (root / _CHOICES).is_file() else None
     entails = any(set(row.get("entailed", ())) - {key} for key, row in questions.items())
@@ -109,7 +108,6 @@ BENCHMARK = Benchmark(
     reference="https://cs.stanford.edu/people/dorarad/gqa/evaluate.html",
     data_needed=f"--data-root DIR with DIR/gqa/{{{_FILE},images/*.jpg}}: "
     "https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    load=load,
     n_expected=12578,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -135,7 +133,7 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("kind", "structural", "semantic", "detailed", "steps", "words"),
     import_predictions=importer(LLAVA, Format("GQA predictions", "questionId", "prediction")),
-    layouts=(Layout((_FILE,), ("images/*.jpg",)),),
+    layouts=(Layout((_FILE,), load, ("images/*.jpg",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/GQA", "lmms-lab-encoder/GQA"),

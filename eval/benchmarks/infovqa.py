@@ -8,7 +8,7 @@ question counts under each of its labels.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from eval.answer_files import LLAVA
@@ -18,7 +18,7 @@ from eval.benchmarks.documents import (
     METRICS,
     SUBMISSION,
     judge,
-    load_rrc,
+    rrc_layouts,
     rrc_sample,
     write_submission,
 )
@@ -28,7 +28,7 @@ from eval.files import sha256_of_json
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
-from eval.samples import BenchmarkData, Sample
+from eval.samples import Sample
 
 _IMAGES = "infographicsvqa_images"
 _VAL_FILE = "infographicsVQA_val_v1.0_withQT.json"
@@ -38,45 +38,25 @@ _TEST = {f"infographicsvqa_qas/{_TEST_FILE}": _IMAGES, _TEST_FILE: _IMAGES, "tes
 _TYPES = {"answer_type": "answer_type", "evidence": "evidence", "operation": "operation/reasoning"}
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions of val; errors as `load_rrc`."""
-    return _load(data_root, _VAL, BENCHMARK.data_needed, scored=True)
-
-
-def load_test(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions of test, which have no public answers; errors as `load_rrc`."""
-    return _load(data_root, _TEST, BENCHMARK_TEST.data_needed, scored=False)
-
-
-def _from_hub(row: dict[str, Any], where: str, scored: bool) -> Sample:
+def _from_hub(row: dict[str, Any], where: str, types: Mapping[str, str] | None) -> Sample:
     picture = str(field(row, ("image_local_name", "image_url"), where))
     name = picture if "image_local_name" in row else f"{sha256_of_json(picture)[:16]}.jpeg"
     official = row | {"questionId": int(field(row, ("questionId",), where))}
-    return rrc_sample(official, where, f"{_IMAGES}/{name}", picture, _TYPES if scored else {}, scored)
+    return rrc_sample(official, where, f"{_IMAGES}/{name}", picture, types)
 
 
-def _hub(split: str) -> tuple[HubSource]:
-    source = HubSource(
+def _hub(split: str, types: Mapping[str, str] | None) -> HubSource:
+    return HubSource(
         repositories=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
         splits=(("InfographicVQA", split),),
-        sample=lambda row, number, where: _from_hub(row, where, scored=split == "validation"),
+        sample=lambda row, number, where: _from_hub(row, where, types),
         differs="labels of the kind of evidence may be missing; images are told apart by their address",
         compared=COMPARED,
     )
-    return (source,)
 
 
-def _load(data_root: Path | None, layouts: dict[str, str], data_needed: str, scored: bool) -> BenchmarkData:
-    return load_rrc(
-        "infovqa",
-        data_root,
-        layouts,
-        data_needed,
-        image="image_local_name",
-        document=(),
-        types=_TYPES if scored else {},
-        scored=scored,
-    )
+def _layouts(files: Mapping[str, str], types: Mapping[str, str] | None) -> tuple[Layout, ...]:
+    return rrc_layouts(files, ".jpeg", image="image_local_name", types=types)
 
 
 BENCHMARK = Benchmark(
@@ -86,7 +66,6 @@ BENCHMARK = Benchmark(
     reference="https://rrc.cvc.uab.es/?ch=17",
     data_needed=f"--data-root DIR with DIR/infovqa/{{infographicsvqa_qas/{_VAL_FILE},{_IMAGES}/*.jpeg}}, or as first "
     "published DIR/infovqa/val/{val_v1.0.json,*.jpeg}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
-    load=load,
     n_expected=2801,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -97,8 +76,8 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=tuple(_TYPES),
     import_predictions=importer(LLAVA, SUBMISSION),
-    layouts=tuple(Layout((file,), (f"{images}/*.jpeg",)) for file, images in _VAL.items()),
-    hub=_hub("validation"),
+    layouts=_layouts(_VAL, _TYPES),
+    hub=(_hub("validation", _TYPES),),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
@@ -107,13 +86,12 @@ BENCHMARK_TEST = dataclasses.replace(
     split="test",
     data_needed=f"--data-root DIR with DIR/infovqa/{{infographicsvqa_qas/{_TEST_FILE},{_IMAGES}/*.jpeg}}, or as first "
     "published DIR/infovqa/test/{test_v1.0.json,*.jpeg}: https://rrc.cvc.uab.es/?ch=17&com=downloads",
-    load=load_test,
     n_expected=3288,
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
-    layouts=tuple(Layout((file,), (f"{images}/*.jpeg",)) for file, images in _TEST.items()),
+    layouts=_layouts(_TEST, None),
     shares_folder="infovqa",
-    hub=_hub("test"),
+    hub=(_hub("test", None),),
     submission=Submission("infovqa_test_submission.json", write_submission),
 )

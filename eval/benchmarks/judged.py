@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import collect, field, find_folder, importer, located
+from eval.benchmarks.official import collect, field, importer, located
 from eval.benchmarks.soft_accuracy import unscored_judge
 from eval.files import json_line, read_json, read_json_lines, sha256_of_json
 from eval.hub import HubSource
@@ -28,9 +28,8 @@ _COMPARED_MM_VET = ("id", "question", "target")
 _MM_VET_PREFIX = "v1_"
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read LLaVA-Bench's questions.jsonl. FileNotFoundError if it is missing; ValueError names a malformed record."""
-    root = find_folder("llava_bench", data_root, ["questions.jsonl"], BENCHMARK.data_needed)
+def load(root: Path) -> BenchmarkData:
+    """Read LLaVA-Bench's questions.jsonl; ValueError names a malformed record."""
     samples = []
     for where, row in located(read_json_lines(root / "questions.jsonl"), root / "questions.jsonl"):
         samples.append(_read(row, str(field(row, ("image",), where)), where))
@@ -53,9 +52,8 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
     return _read(row, f"{image}.jpg", where)
 
 
-def load_mm_vet(data_root: Path | None = None) -> BenchmarkData:
-    """Read MM-Vet's mm-vet.json. FileNotFoundError if it is missing; ValueError names a malformed record."""
-    root = find_folder("mm_vet", data_root, ["mm-vet.json"], BENCHMARK_MM_VET.data_needed)
+def load_mm_vet(root: Path) -> BenchmarkData:
+    """Read MM-Vet's mm-vet.json; ValueError names a malformed record."""
     content = read_json(root / "mm-vet.json")
     if not isinstance(content, dict):
         raise ValueError(f"{root / 'mm-vet.json'}: expected an object, id -> question")
@@ -122,7 +120,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/haotian-liu/LLaVA (llava/eval/eval_gpt_review_bench.py)",
     data_needed="--data-root DIR with DIR/llava_bench/{questions.jsonl,images/*.jpg}: "
     "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
-    load=load,
     n_expected=60,
     fingerprint="c17de87456d18186cf8d5010543c5ff874c22d0a721c2a6bbf4a1083339a0dab",
     prompt_id="llava15_natural",
@@ -132,7 +129,7 @@ BENCHMARK = Benchmark(
     judge=unscored_judge,
     metrics=(),
     import_predictions=importer(LLAVA),
-    layouts=(Layout(("questions.jsonl",), ("images/*.jpg",)),),
+    layouts=(Layout(("questions.jsonl",), load, ("images/*.jpg",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/llava-bench-in-the-wild", "lmms-lab-encoder/llava-bench-in-the-wild"),
@@ -151,7 +148,6 @@ BENCHMARK_MM_VET = Benchmark(
     reference="https://github.com/yuweihao/MM-Vet",
     data_needed="--data-root DIR with DIR/mm_vet/{mm-vet.json,images/v1_*}: mm-vet.zip among the releases of "
     "github.com/yuweihao/MM-Vet",
-    load=load_mm_vet,
     n_expected=218,
     fingerprint=None,
     prompt_id="llava15_natural",
@@ -161,7 +157,7 @@ BENCHMARK_MM_VET = Benchmark(
     judge=unscored_judge,
     metrics=(),
     import_predictions=import_mm_vet,
-    layouts=(Layout(("mm-vet.json",), ("images/v1_*",)),),
+    layouts=(Layout(("mm-vet.json",), load_mm_vet, ("images/v1_*",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/MMVet", "lmms-lab-encoder/MMVet"),

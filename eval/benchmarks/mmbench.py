@@ -19,7 +19,6 @@ from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import (
     collect,
     field,
-    find_folder,
     judged,
     letter_prompt,
     located,
@@ -40,14 +39,8 @@ _ROTATION = 1_000_000
 _FOUR_DIGITS = Style(digits=4)
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the official table, in which the images stand too.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: a malformed record; the message names it.
-    """
-    root = find_folder("mmbench", data_root, [_FILE], BENCHMARK.data_needed)
+def load(root: Path) -> BenchmarkData:
+    """Read the official table, in which the images stand too; ValueError names a malformed record."""
     path = root / _FILE
     images = StoredImages.in_cache("mmbench", file_identity(path), functools.partial(_read_images, path))
     return dataclasses.replace(_samples(root, located(read_table(path), path)), stored_images=images)
@@ -131,7 +124,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/open-compass/MMBench",
     data_needed=f"--data-root DIR with DIR/mmbench/{_FILE}, which holds the images too; to score an answer table "
     "that holds the truth, not even that",
-    load=load,
     n_expected=4377,
     fingerprint="2fa4eef32eb2f76882d5a204545cb20b8b882e114bcd8bde6c3a804d56cc2b63",
     prompt_id="llava15_letter_hint",
@@ -148,7 +140,7 @@ BENCHMARK = Benchmark(
     cluster="question with its rotations",
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
-    layouts=(Layout((_FILE,)),),
+    layouts=(Layout((_FILE,), load),),
     hub=tuple(
         HubSource(
             repositories=repositories,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, judged, located
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, judged, located
 from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -26,27 +26,27 @@ from eval.samples import BenchmarkData, Sample
 _INSTRUCTION = "Please answer yes or no."
 _TEXTS = Format("MME texts", "image", "answer")
 _POINTS = Style(scale=1.0, digits=4, unit="")
+CATEGORIES = (*PERCEPTION, *COGNITION)
+_TRUTH = "ground_truth.jsonl"
 _RELEASE = "MME_Benchmark_release_version"
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the folders of the official release, or ground_truth.jsonl (category, image_stem, question, answer).
+def load(folder: Path) -> BenchmarkData:
+    """Read the folders of the official release.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: a text is without its image.
         ValueError: a malformed record; the message names file and record.
     """
-    try:
-        root = find_folder("mme", data_root, [_RELEASE], BENCHMARK.data_needed) / _RELEASE
-    except FileNotFoundError as no_release:
-        try:
-            root = find_folder("mme", data_root, ["ground_truth.jsonl"], BENCHMARK.data_needed)
-        except FileNotFoundError:
-            raise no_release from None
-        path = root / "ground_truth.jsonl"
-        samples = [_from_row(row, where) for where, row in located(read_json_lines(path), path)]
-    else:
-        samples = [sample for category in (*PERCEPTION, *COGNITION) for sample in _load_category(root, category)]
+    root = folder / _RELEASE
+    samples = [sample for category in CATEGORIES for sample in _load_category(root, category)]
+    return BenchmarkData(root, tuple(samples), compared=("id", "target"))
+
+
+def load_truth(root: Path) -> BenchmarkData:
+    """Read ground_truth.jsonl (category, image_stem, question, answer); ValueError names a malformed record."""
+    path = root / _TRUTH
+    samples = [_from_row(row, where) for where, row in located(read_json_lines(path), path)]
     return BenchmarkData(root, tuple(samples), compared=("id", "target"))
 
 
@@ -78,7 +78,7 @@ def _load_category(root: Path, category: str) -> list[Sample]:
 
 
 def _sample(category: str, stem: str, image: str, question: str, answer: str, where: str) -> Sample:
-    if category not in (*PERCEPTION, *COGNITION) or answer.lower() not in ("yes", "no"):
+    if category not in CATEGORIES or answer.lower() not in ("yes", "no"):
         raise ValueError(f"{where}: unknown category {category!r}, or answer {answer!r} that is neither yes nor no")
     bare = _bare(question)
     cluster = f"{category}/{stem}"
@@ -142,7 +142,7 @@ def _from_columns(row: AnswerRow) -> AnswerRow:
 
 
 def _metrics() -> tuple[Metric, ...]:
-    groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in (*PERCEPTION, *COGNITION)}
+    groups = {"perception": PERCEPTION, "cognition": COGNITION} | {name: (name,) for name in CATEGORIES}
     metrics = []
     for suffix in ("", "_lenient"):
         summands = partial(mme_sums, key=f"score{suffix}")
@@ -159,8 +159,7 @@ BENCHMARK = Benchmark(
     version="2023-06",
     reference="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
     data_needed=f"--data-root DIR with DIR/mme/{_RELEASE}/CATEGORY/ (images, a text of two questions for each), "
-    "asked for at the address below; to score answers without images, DIR/mme/ground_truth.jsonl is enough",
-    load=load,
+    f"asked for at the address below; to score answers without images, DIR/mme/{_TRUTH} is enough",
     n_expected=2374,
     fingerprint="d2088c02eacb35b2737cb6571759acfc018ecbbc79e84a7ea4e008bc5e089956",
     prompt_id="llava15_short",
@@ -172,8 +171,8 @@ BENCHMARK = Benchmark(
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
     layouts=(
-        Layout((_RELEASE,)),
-        Layout(("ground_truth.jsonl",), tuple(f"{category}/*.jpg" for category in (*PERCEPTION, *COGNITION))),
+        Layout((_RELEASE,), load),
+        Layout((_TRUTH,), load_truth, tuple(f"{category}/*.jpg" for category in CATEGORIES)),
     ),
     hub=(
         HubSource(

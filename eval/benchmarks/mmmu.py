@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, find_folder, located
+from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, located
 from eval.files import read_json
 from eval.hub import HubSource, read_official_tables
 from eval.layouts import Layout
@@ -48,26 +49,6 @@ _ANSWERS = "answer_dict_val.json"
 _IMAGE = re.compile(r"image_\d+")
 _TABLES = tuple(f"{subject}/validation-*.parquet" for subject in SUBJECTS)
 _COMPARED = ("id", "target", "answers")
-
-
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the tables of all subjects or, where there are none, the truth alone (answer_dict_val.json).
-
-    The truth alone is enough to score answers whose letters are read already; raw answers need the tables' options.
-
-    Raises:
-        FileNotFoundError: neither is there; the message names the first table.
-        ValueError: a malformed record; the message names file and record.
-    """
-    try:
-        root = find_folder("mmmu", data_root, _TABLES, BENCHMARK.data_needed)
-    except FileNotFoundError as missing_tables:
-        try:
-            root = find_folder("mmmu", data_root, [_ANSWERS], BENCHMARK.data_needed)
-        except FileNotFoundError:
-            raise missing_tables from None
-        return _load_truth(root)
-    return read_official_tables(_HUB, root)
 
 
 def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
@@ -130,7 +111,8 @@ def _subject(number: str) -> str:
     return "_".join(number.split("_")[1:-1])
 
 
-def _load_truth(root: Path) -> BenchmarkData:
+def load_truth(root: Path) -> BenchmarkData:
+    """Read answer_dict_val.json, enough to score answers whose letters are read; raw ones need the tables' options."""
     content = read_json(root / _ANSWERS)
     if not isinstance(content, dict):
         raise ValueError(f"{root / _ANSWERS}: expected an object, id -> question_type and ground_truth")
@@ -221,7 +203,6 @@ BENCHMARK = Benchmark(
     data_needed="--data-root DIR with DIR/mmmu/SUBJECT/validation-*.parquet for the 30 subjects: "
     f"huggingface.co/datasets/MMMU/MMMU; to score answers whose letters are read, DIR/mmmu/{_ANSWERS}; to score an "
     "official output file that holds options and truth, neither",
-    load=load,
     n_expected=900,
     fingerprint=None,
     prompt_id="mmmu_llava15",
@@ -235,7 +216,10 @@ BENCHMARK = Benchmark(
         mean_of("accuracy_lenient", "score_lenient"),
     ),
     cluster="question",
-    layouts=(Layout(_TABLES), Layout((_ANSWERS,), _TABLES)),
+    layouts=(
+        Layout(_TABLES, functools.partial(read_official_tables, _HUB)),
+        Layout((_ANSWERS,), load_truth, _TABLES),
+    ),
     hub=(
         _HUB,
         dataclasses.replace(

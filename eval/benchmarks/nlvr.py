@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import collect, field, find_folder, judged, located
+from eval.benchmarks.official import collect, field, judged, located
 from eval.files import read_json_lines, shown
 from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
@@ -32,17 +32,15 @@ _LINES = Format("NLVR predictions", "image", "text")
 _QUESTION = "\nIs this statement true or false? Answer with a single word."
 
 
-def load(data_root: Path | None, split: str, data_needed: str) -> BenchmarkData:
+def load(root: Path, split: str) -> BenchmarkData:
     """Read SPLIT/SPLIT.json; one sample for each PNG, called like it.
 
     The hidden split does not say in which folder a picture lies: it is looked for, and where there are no pictures
     their place is left open (they are not needed for scoring).
 
     Raises:
-        FileNotFoundError: the file is missing.
         ValueError: a malformed record; the message names file and record.
     """
-    root = find_folder("nlvr", data_root, [f"{split}/{split}.json"], data_needed)
     path = root / split / f"{split}.json"
     folders = {image.name: image.parent.name for image in (root / split / "images").glob("*/*.png")}
     samples: list[Sample] = []
@@ -125,8 +123,8 @@ def _data_needed(split: str) -> str:
     )
 
 
-def _layouts(split: str) -> tuple[Layout]:
-    return (Layout((f"{split}/{split}.json",), (f"{split}/images/*/*.png",)),)
+def _layout(split: str) -> Layout:
+    return Layout((f"{split}/{split}.json",), partial(load, split=split), (f"{split}/images/*/*.png",))
 
 
 BENCHMARK = Benchmark(
@@ -135,7 +133,6 @@ BENCHMARK = Benchmark(
     version="1.0",
     reference="https://github.com/lil-lab/nlvr",
     data_needed=_data_needed("dev"),
-    load=partial(load, split="dev", data_needed=_data_needed("dev")),
     n_expected=5934,
     fingerprint="a57808067b9edb0d09e77d6460600937947749d3c356be6230927e92961f5af3",
     prompt_id="true_or_false",
@@ -150,7 +147,7 @@ BENCHMARK = Benchmark(
         Metric("consistency_lenient", _consistency("score_lenient")),
     ),
     cluster="sentence",
-    layouts=_layouts("dev"),
+    layouts=(_layout("dev"),),
     breakdowns=("label",),
     options=lambda _: ("True", "False"),
     import_predictions=import_predictions,
@@ -162,9 +159,8 @@ BENCHMARK_TEST = dataclasses.replace(
     name="nlvr_test",
     split="test",
     data_needed=_data_needed("test"),
-    layouts=_layouts("test"),
+    layouts=(_layout("test"),),
     shares_folder="nlvr",
-    load=partial(load, split="test", data_needed=_data_needed("test")),
     n_expected=5940,
     fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
     submission=Submission("nlvr_test_predictions.csv", write_submission),
@@ -175,9 +171,8 @@ BENCHMARK_HIDDEN = dataclasses.replace(
     name="nlvr_hidden",
     split="hidden",
     data_needed=_data_needed("hidden"),
-    layouts=_layouts("hidden"),
+    layouts=(_layout("hidden"),),
     shares_folder="nlvr",
-    load=partial(load, split="hidden", data_needed=_data_needed("hidden")),
     n_expected=5910,
     fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",
     submission=Submission("nlvr_hidden_predictions.csv", write_submission),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where official files lie, their records, LLaVA-1.5's prompts, answers from elsewhere."""
+"""What the benchmarks share: records of official files, LLaVA-1.5's prompts, answers from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Imported
 from eval.files import read_json, shown
-from eval.layouts import exists
 from eval.metrics.multiple_choice import LETTERS
 from eval.samples import BenchmarkData, Prediction, Sample
 
@@ -21,40 +20,6 @@ SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 _LONGEST_INDEX = 64
 """No image is as short in base64."""
-
-
-def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], data_needed: str) -> Path:
-    """`data_root`/BENCHMARK or `data_root` itself, whichever holds all `files` (patterns with `*` among them).
-
-    Raises:
-        FileNotFoundError: neither does, or there is no `data_root`; the message names the first missing file.
-    """
-    if data_root is None:
-        raise FileNotFoundError(f"{benchmark} needs --data-root DIR: {data_needed}")
-    folders = (data_root / benchmark, data_root)
-    for folder in folders:
-        if all(exists(folder, name) for name in files):
-            return folder
-    folder = next((folder for folder in folders if folder.is_dir()), data_root)
-    missing = next(name for name in files if not exists(folder, name))
-    raise FileNotFoundError(f"{folder / missing}: no such file: {data_needed}")
-
-
-def find_layout(
-    benchmark: str, data_root: Path | None, layouts: Sequence[Sequence[str]], data_needed: str
-) -> tuple[Path, Sequence[str]]:
-    """The first of several layouts (lists of files) that is there, with its folder as `find_folder` finds it.
-
-    Raises:
-        FileNotFoundError: none is there whole; the message names the first missing file of the first layout.
-    """
-    missing = []
-    for files in layouts:
-        try:
-            return find_folder(benchmark, data_root, files, data_needed), files
-        except FileNotFoundError as error:
-            missing.append(error)
-    raise missing[0]
 
 
 def short_prompt(sample: Sample) -> str:
@@ -87,16 +52,17 @@ def field(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
 
 
 def read_records(path: Path, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """(place, record) of a file of official data: a JSON list, or the list `key` of a JSON object.
+    """(place, record) of a file of official data: a JSON list or, where `key` is given, that list of a JSON object.
 
     Raises:
         FileNotFoundError, ValueError: missing or malformed; the message names file and place.
     """
     content = read_json(path)
-    rows = content.get(key) if key is not None and isinstance(content, dict) else content
-    if not isinstance(rows, list):
+    if key is not None:
+        content = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(content, list):
         raise ValueError(f"{path}: expected {'a list' if key is None else f'an object with a list {key!r}'}")
-    return list(located(rows, path))
+    return list(located(content, path))
 
 
 def located(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,26 +7,18 @@ LLaVA-1.5 publishes no number; the prompt is its short form.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA
-from eval.benchmarks.official import field, find_folder, importer, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, vqa_sample
+from eval.benchmarks.official import field, importer, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, soft_judge, vqa_layout, vqa_sample
 from eval.hub import HubSource
-from eval.layouts import Layout
 from eval.registry import Benchmark
-from eval.samples import BenchmarkData, Sample
+from eval.samples import Sample
 
 _QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 _ANNOTATIONS = "mscoco_val2014_annotations.json"
 _IMAGE = "val2014/COCO_val2014_{:012d}.jpg"
-
-
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
-    root = find_folder("okvqa", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
-    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, _IMAGE)
 
 
 def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
@@ -43,7 +35,6 @@ BENCHMARK = Benchmark(
     reference="https://okvqa.allenai.org",
     data_needed=f"--data-root DIR with DIR/okvqa/{{{_QUESTIONS},{_ANNOTATIONS},val2014/COCO_val2014_*.jpg}}: "
     "https://okvqa.allenai.org/download.html",
-    load=load,
     n_expected=5046,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -53,7 +44,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("official"),
     metrics=METRICS,
     import_predictions=importer(LLAVA, VQA_SUBMISSION),
-    layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
+    layouts=(vqa_layout(_QUESTIONS, _ANNOTATIONS, _IMAGE),),
     hub=(
         HubSource(
             repositories=("lmms-lab/OK-VQA", "lmms-lab-encoder/OK-VQA"),

@@ -18,7 +18,6 @@ from eval.benchmarks.official import (
     check_question,
     collect,
     field,
-    find_folder,
     judged,
     located,
     recognise,
@@ -45,14 +44,8 @@ _FORMATS = (
 _SIX_DIGITS = Style(scale=1.0, digits=6, unit="")
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the three files of questions; ids are category-number in the file.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a malformed record; the message names file and record.
-    """
-    root = find_folder("pope", data_root, _FILES, BENCHMARK.data_needed)
+def load(root: Path) -> BenchmarkData:
+    """Read the three files of questions; ids are category-number in the file. ValueError names a malformed record."""
     samples: list[Sample] = []
     for category, name in zip(CATEGORIES, _FILES, strict=True):
         for number, (where, row) in enumerate(located(read_json_lines(root / name), root / name), 1):
@@ -189,7 +182,6 @@ BENCHMARK = Benchmark(
     data_needed="--data-root DIR with DIR/pope/{coco_pope_random.json,coco_pope_popular.json,"
     "coco_pope_adversarial.json,val2014/COCO_val2014_*.jpg}: questions: github.com/AoiDragon/POPE at e3e39262; "
     "images of COCO val2014",
-    load=load,
     n_expected=8910,
     fingerprint="dcba9331f1f93969ddfa77082fde81f082e143c21606e51e84dff0ecf8c7e047",
     prompt_id="llava15_short",
@@ -200,7 +192,7 @@ BENCHMARK = Benchmark(
     metrics=_metrics(),
     options=lambda _: ("Yes", "No"),
     import_predictions=import_predictions,
-    layouts=(Layout(_FILES, ("val2014/COCO_val2014_*.jpg",)),),
+    layouts=(Layout(_FILES, load, ("val2014/COCO_val2014_*.jpg",)),),
     hub=tuple(
         HubSource(
             repositories=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt
+from eval.benchmarks.official import collect, field, judged, letter_prompt
 from eval.files import read_json, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -31,14 +31,8 @@ _FORMATS = (
 _FILES = ("problems.json", "pid_splits.json")
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read problems.json, in the order that pid_splits.json gives the test split.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a malformed problem; the message names file and problem.
-    """
-    root = find_folder("scienceqa", data_root, _FILES, BENCHMARK.data_needed)
+def load(root: Path) -> BenchmarkData:
+    """Read problems.json, in the order that pid_splits.json gives the test split; ValueError names a malformed one."""
     problems, splits = read_json(root / "problems.json"), read_json(root / "pid_splits.json")
     test = splits.get("test") if isinstance(splits, dict) else None
     if not isinstance(test, list) or not isinstance(problems, dict):
@@ -140,7 +134,6 @@ BENCHMARK = Benchmark(
     version="2cbf8318",
     reference="https://github.com/lupantech/ScienceQA",
     data_needed="--data-root DIR with DIR/scienceqa/{problems.json,pid_splits.json,images/test/ID/image.png}",
-    load=load,
     n_expected=4241,
     fingerprint="e1f500c7fe455097fec6a1336e676b0501f48eed008a1be269fa3b855d5cfcd0",
     prompt_id="llava15_letter_context",
@@ -156,7 +149,7 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     import_predictions=import_predictions,
-    layouts=(Layout(_FILES, ("images/test/*/*",)),),
+    layouts=(Layout(_FILES, load, ("images/test/*/*",)),),
     hub=tuple(
         HubSource(
             repositories=repositories,

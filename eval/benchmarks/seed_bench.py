@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt, read_records
+from eval.benchmarks.official import collect, field, judged, letter_prompt, read_records
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Style, mean_of
@@ -19,21 +19,16 @@ from eval.metrics.multiple_choice import parse_exact_letter, parse_letter_lenien
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
+_FILE = "SEED-Bench.json"
 _SUBMISSION = Format("SEED-Bench submission", "question_id", "prediction")
 _FOUR_DIGITS = Style(digits=4)
 _TWICE = "49914"
 """The question that the official files hold two times, identically."""
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read SEED-Bench.json, its questions about images only.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: a malformed record; the message names file and record.
-    """
-    root = find_folder("seed_bench", data_root, ["SEED-Bench.json"], BENCHMARK.data_needed)
-    return _samples(root, read_records(root / "SEED-Bench.json", "questions"))
+def load(root: Path) -> BenchmarkData:
+    """Read SEED-Bench.json, its questions about images only; ValueError names a malformed record."""
+    return _samples(root, read_records(root / _FILE, "questions"))
 
 
 def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
@@ -82,7 +77,7 @@ def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
 
     Of the question that stands twice the last answer counts, as in LLaVA's script.
     """
-    path = data.root / "SEED-Bench.json"
+    path = data.root / _FILE
     records = read_records(path, "questions") if path.is_file() else []
     videos = {str(row.get("question_id")) for _, row in records if row.get("data_type") == "video"}
     twice = [row.values for row in answers.rows if str(row.values.get("question_id")) == _TWICE]
@@ -102,7 +97,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/AILab-CVC/SEED-Bench",
     data_needed="--data-root DIR with DIR/seed_bench/{SEED-Bench.json,SEED-Bench-image/*}; to score an answer file "
     "that holds the truth (answer, data_type), neither",
-    load=load,
     n_expected=14232,
     fingerprint="3f6c7476504479b3a590b5c6ae07344d40c6fb65fab91e0bbc56c39ad879e8ae",
     prompt_id="llava15_letter",
@@ -116,7 +110,7 @@ BENCHMARK = Benchmark(
     ),
     import_predictions=import_predictions,
     load_from_predictions=load_from_predictions,
-    layouts=(Layout(("SEED-Bench.json",), ("SEED-Bench-image/*",)),),
+    layouts=(Layout((_FILE,), load, ("SEED-Bench-image/*",)),),
     hub=(
         HubSource(
             repositories=("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench"),

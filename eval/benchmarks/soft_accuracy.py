@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.answer_files import Format
 from eval.benchmarks.official import field, read_records
+from eval.layouts import Layout
 from eval.measures import Metric, mean_of
 from eval.metrics.vqa import Mode, normalize_vqa, vqa_soft_accuracy
 from eval.samples import BenchmarkData, Sample
@@ -44,12 +47,20 @@ def unscored_judge(text: str, sample: Sample) -> dict[str, Any]:
     return {"parsed": answer, "parsed_lenient": answer}
 
 
-def load_vqa(root: Path, questions: str, annotations: str | None, image: str) -> BenchmarkData:
-    """Join questions and annotations; `image` is a format of the image number.
+def vqa_layout(questions: str, annotations: str | None, image: str, *, also_needed: tuple[str, ...] = ()) -> Layout:
+    """Files of the VQA challenge: questions, annotations unless they are secret, and images.
 
-    Raises:
-        ValueError: the two files hold other questions, or a malformed record; the message names it.
+    Args:
+        image: format of an image's file, with its number to be put in.
+        also_needed: files that the submission needs.
     """
+    files = (questions, *([annotations] if annotations else []), *also_needed)
+    read = functools.partial(_read_vqa, questions=questions, annotations=annotations, image=image)
+    return Layout(files, read, (re.sub(r"\{.*\}", "*", image),))
+
+
+def _read_vqa(root: Path, questions: str, annotations: str | None, image: str) -> BenchmarkData:
+    """Join questions and annotations; ValueError if they are not about the same questions."""
     asked = read_records(root / questions, "questions")
     truth: dict[str, dict[str, Any]] = {}
     if annotations is not None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, read_records, short_prompt
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, read_records, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, most_frequent, soft_judge
 from eval.files import shown
 from eval.hub import HubSource
@@ -26,30 +27,25 @@ _OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
 _IMAGES = ("train_images/*.jpg",)
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions. FileNotFoundError if the file is missing; ValueError names a malformed record."""
-    return _load(find_folder("textvqa", data_root, [_FILE], BENCHMARK.data_needed), {})
+def load(root: Path, tokens: Mapping[str, list[str]] = {}) -> BenchmarkData:
+    """Read the questions; `tokens` are the OCR tokens of images. ValueError names a malformed record."""
+    records = read_records(root / _FILE, "data")
+    return BenchmarkData(root, tuple(_read(row, tokens, where) for where, row in records))
 
 
-def load_with_ocr(data_root: Path | None = None) -> BenchmarkData:
+def load_with_ocr(root: Path) -> BenchmarkData:
     """Read the questions and Rosetta's OCR tokens of their images; ValueError if an image has no entry."""
-    root = find_folder("textvqa", data_root, [_FILE, _OCR_FILE], BENCHMARK_OCR.data_needed)
     tokens = {}
     for where, row in read_records(root / _OCR_FILE, "data"):
         tokens[str(field(row, ("image_id",), where))] = field(row, ("ocr_tokens",), where)
-    data = _load(root, tokens)
+    data = load(root, tokens)
     without = next((sample for sample in data.samples if "ocr_tokens" not in sample.details), None)
     if without is not None:
         raise ValueError(f"{root / _OCR_FILE}: no entry for image {without.cluster!r}")
     return data
 
 
-def _load(root: Path, tokens: dict[str, list[str]]) -> BenchmarkData:
-    records = read_records(root / _FILE, "data")
-    return BenchmarkData(root, tuple(_read(row, tokens, where) for where, row in records))
-
-
-def _read(row: dict[str, Any], tokens: dict[str, list[str]], where: str) -> Sample:
+def _read(row: dict[str, Any], tokens: Mapping[str, list[str]], where: str) -> Sample:
     image = str(field(row, ("image_id",), where))
     answers = tuple(field(row, ("answers",), where))
     if len(answers) != 10:
@@ -111,7 +107,6 @@ BENCHMARK = Benchmark(
     version="0.5.1",
     reference="https://textvqa.org/dataset",
     data_needed=f"--data-root DIR with DIR/textvqa/{{{_FILE},train_images/*.jpg}}",
-    load=load,
     n_expected=5000,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -121,7 +116,7 @@ BENCHMARK = Benchmark(
     judge=soft_judge("m4c"),
     metrics=METRICS,
     import_predictions=import_predictions,
-    layouts=(Layout((_FILE,), _IMAGES),),
+    layouts=(Layout((_FILE,), load, _IMAGES),),
     hub=(_HUB,),
 )
 
@@ -130,10 +125,9 @@ BENCHMARK_OCR = dataclasses.replace(
     name="textvqa_ocr",
     shares_folder="textvqa",
     data_needed=f"--data-root DIR with DIR/textvqa/{{{_FILE},{_OCR_FILE},train_images/*.jpg}}",
-    load=load_with_ocr,
     prompt_id="llava15_short_ocr",
     prompt=ocr_prompt,
-    layouts=(Layout((_FILE, _OCR_FILE), _IMAGES),),
+    layouts=(Layout((_FILE, _OCR_FILE), load_with_ocr, _IMAGES),),
     hub=(
         dataclasses.replace(
             _HUB, sample=_with_ocr_from_hub, differs="OCR tokens are its column `ocr_tokens`, not Rosetta's file"

@@ -10,6 +10,7 @@ https://github.com/TRI-ML/vlm-evaluation).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, find_folder, read_records
+from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, read_records
 from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
 from eval.hub import HubSource, records
 from eval.layouts import Layout
@@ -31,17 +32,8 @@ from eval.samples import BenchmarkData, Prediction, Sample
 _UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read Annotations/val.json. FileNotFoundError if it is missing; ValueError names a malformed record."""
-    return _load(find_folder("vizwiz", data_root, ["Annotations/val.json"], BENCHMARK.data_needed), "val")
-
-
-def load_test(data_root: Path | None = None) -> BenchmarkData:
-    """Read Annotations/test.json, which holds no answers; errors as `load`."""
-    return _load(find_folder("vizwiz", data_root, ["Annotations/test.json"], BENCHMARK_TEST.data_needed), "test")
-
-
-def _load(root: Path, split: str) -> BenchmarkData:
+def load(root: Path, split: str) -> BenchmarkData:
+    """Read Annotations/SPLIT.json, of which test holds no answers; ValueError names a malformed record."""
     records = read_records(root / "Annotations" / f"{split}.json")
     return BenchmarkData(root, tuple(_read(row, split, where) for where, row in records))
 
@@ -69,13 +61,17 @@ def _from_hub(row: dict[str, Any], split: str, where: str) -> Sample:
     return _read(row | known, split, where)
 
 
-def _hub(split: str) -> tuple[HubSource]:
-    source = HubSource(
+def _layout(split: str) -> Layout:
+    read = functools.partial(load, split=split)
+    return Layout((f"Annotations/{split}.json",), read, (f"{split}/VizWiz_{split}_*.jpg",))
+
+
+def _hub(split: str) -> HubSource:
+    return HubSource(
         repositories=("lmms-lab/VizWiz-VQA", "lmms-lab-encoder/VizWiz-VQA"),
         splits=((None, split),),
         sample=lambda row, number, where: _from_hub(row, split, where),
     )
-    return (source,)
 
 
 def prompt(sample: Sample) -> str:
@@ -126,7 +122,6 @@ BENCHMARK = Benchmark(
     version="2020",
     reference="https://vizwiz.org/tasks-and-datasets/vqa",
     data_needed="--data-root DIR with DIR/vizwiz/{Annotations/val.json,val/VizWiz_val_*.jpg}",
-    load=load,
     n_expected=4319,
     fingerprint=None,
     prompt_id="llava15_vizwiz",
@@ -141,8 +136,8 @@ BENCHMARK = Benchmark(
     ),
     breakdowns=("answer_type",),
     import_predictions=import_predictions,
-    layouts=(Layout(("Annotations/val.json",), ("val/VizWiz_val_*.jpg",)),),
-    hub=_hub("val"),
+    layouts=(_layout("val"),),
+    hub=(_hub("val"),),
 )
 
 BENCHMARK_TEST = dataclasses.replace(
@@ -151,12 +146,11 @@ BENCHMARK_TEST = dataclasses.replace(
     shares_folder="vizwiz",
     split="test",
     data_needed="--data-root DIR with DIR/vizwiz/{Annotations/test.json,test/VizWiz_test_*.jpg}",
-    load=load_test,
     n_expected=8000,
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
-    layouts=(Layout(("Annotations/test.json",), ("test/VizWiz_test_*.jpg",)),),
-    hub=_hub("test"),
+    layouts=(_layout("test"),),
+    hub=(_hub("test"),),
     submission=Submission("vizwiz_test_submission.json", write_submission),
 )

@@ -12,15 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Imported
-from eval.benchmarks.official import collect, find_folder, importer, read_records, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, load_vqa, soft_judge, unscored_judge, vqa_sample
+from eval.benchmarks.official import collect, importer, read_records, short_prompt
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, soft_judge, unscored_judge, vqa_layout, vqa_sample
 from eval.hub import HubSource, records
 from eval.hub_folders import find_table
-from eval.layouts import Layout
 from eval.metrics.vqa import normalize_vqa
 from eval.registry import Benchmark, Submission
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -31,18 +29,6 @@ _IMAGE = "val2014/COCO_val2014_{:012d}.jpg"
 _TEST_DEV = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
 _TEST = "v2_OpenEnded_mscoco_test2015_questions.json"
 _TEST_IMAGE = "test2015/COCO_test2015_{:012d}.jpg"
-
-
-def load(data_root: Path | None = None) -> BenchmarkData:
-    """Read questions and annotations of val2014; errors as `load_vqa` and `find_folder`."""
-    root = find_folder("vqav2", data_root, [_QUESTIONS, _ANNOTATIONS], BENCHMARK.data_needed)
-    return load_vqa(root, _QUESTIONS, _ANNOTATIONS, _IMAGE)
-
-
-def load_test_dev(data_root: Path | None = None) -> BenchmarkData:
-    """Read the questions of test-dev, which have no public answers; test2015 must be there for the submission."""
-    root = find_folder("vqav2", data_root, [_TEST_DEV, _TEST], BENCHMARK_TEST_DEV.data_needed)
-    return load_vqa(root, _TEST_DEV, None, _TEST_IMAGE)
 
 
 def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
@@ -97,7 +83,6 @@ BENCHMARK = Benchmark(
     reference="https://github.com/GT-Vision-Lab/VQA",
     data_needed=f"--data-root DIR with DIR/vqav2/{{{_QUESTIONS},{_ANNOTATIONS},val2014/COCO_val2014_*.jpg}}: "
     "https://visualqa.org/download.html",
-    load=load,
     n_expected=214354,
     fingerprint=None,
     prompt_id="llava15_short",
@@ -108,7 +93,7 @@ BENCHMARK = Benchmark(
     metrics=METRICS,
     breakdowns=("answer_type", "question_type"),
     import_predictions=importer(LLAVA, VQA_SUBMISSION),
-    layouts=(Layout((_QUESTIONS, _ANNOTATIONS), ("val2014/COCO_val2014_*.jpg",)),),
+    layouts=(vqa_layout(_QUESTIONS, _ANNOTATIONS, _IMAGE),),
     hub=(_HUB,),
 )
 
@@ -119,13 +104,12 @@ BENCHMARK_TEST_DEV = dataclasses.replace(
     split="test-dev2015",
     data_needed=f"--data-root DIR with DIR/vqav2/{{{_TEST_DEV},{_TEST},test2015/COCO_test2015_*.jpg}}: "
     "https://visualqa.org/download.html",
-    load=load_test_dev,
     n_expected=107394,
     judge=unscored_judge,
     metrics=(),
     breakdowns=(),
     import_predictions=import_test_dev,
-    layouts=(Layout((_TEST_DEV, _TEST), ("test2015/COCO_test2015_*.jpg",)),),
+    layouts=(vqa_layout(_TEST_DEV, None, _TEST_IMAGE, also_needed=(_TEST,)),),
     hub=(dataclasses.replace(_HUB, splits=((None, "testdev"),), sample=_test_from_hub, also_needed=((None, "test"),)),),
     submission=Submission("vqav2_test_dev_submission.json", write_submission),
 )

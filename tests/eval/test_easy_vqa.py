@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.easy_vqa import BENCHMARK, load, parse
+from eval.benchmarks.easy_vqa import BENCHMARK, parse
 from eval.metrics.exact_match import exact_match, lenient_exact_match
 from eval.registry import Benchmark, benchmark_names, get_benchmark
 
@@ -58,7 +58,7 @@ def test_shared_identifiers_are_refused(benchmark: Benchmark, data_root: Path) -
     data = benchmark.load(data_root)
     twice = dataclasses.replace(data, samples=(*data.samples[:-1], data.samples[0]))
     with pytest.raises(ValueError, match="share an identifier"):
-        dataclasses.replace(benchmark, load=lambda root: twice).load_verified(data_root)
+        benchmark.verified(twice)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_shared_identifiers_are_refused(benchmark: Benchmark, data_root: Path) -
 def test_malformed_data_are_named(data_root: Path, content: str, message: str) -> None:
     questions_file(data_root).write_text(content)
     with pytest.raises(ValueError, match=message):
-        load(data_root)
+        BENCHMARK.load(data_root)
 
 
 def test_missing_data_name_the_expected_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"easy_vqa/test/questions\.json: no such file: pip install"):
-        load(tmp_path)
+        BENCHMARK.load(tmp_path)
 
 
 @pytest.mark.parametrize(
