@@ -76,6 +76,8 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     check_images_exist({data.image_root / image for image in images})
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
+    scored = [benchmark.judge("", sample) for sample in data.samples]
+    metrics = [metric.name for metric in benchmark.metrics if metric.applies_to(scored)]
     rows = [_document(benchmark, data.image_root, sample) for sample in data.samples]
     for row, sample in zip(rows, data.samples, strict=True):
         if _sample(row) != sample:
@@ -86,7 +88,7 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
         split=benchmark.split,
         data=json.dumps(f"{task}.jsonl"),
         max_new_tokens=benchmark.max_new_tokens,
-        metrics="\n".join(_METRIC.format(name=metric.name) for metric in benchmark.metrics),
+        metrics="\n".join(_METRIC.format(name=name) for name in metrics),
         version=json.dumps(benchmark.version),
     )
     write_text_atomically(folder / f"{task}.yaml", text)
@@ -117,11 +119,12 @@ def doc_to_visual(document: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def process_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """The scored row of an answer under the name of every metric, and `id` and `text` for `eval.score`."""
+    """The scored row of an answer under the name of every metric of its task, and `id` and `text` for `eval.score`."""
     benchmark, sample = get_benchmark(document["benchmark"]), _sample(document)
     prediction = Prediction(sample.id, results[0])
     (row,) = score_samples(benchmark, [sample], {sample.id: prediction})
-    named = {metric.name: row | {"benchmark": benchmark.name, "metric": metric.name} for metric in benchmark.metrics}
+    names = [metric.name for metric in benchmark.metrics if metric.applies_to([row])]
+    named = {name: row | {"benchmark": benchmark.name, "metric": name} for name in names}
     return {"id": prediction.id, "text": prediction.text, **named}
 
 

@@ -62,6 +62,18 @@ def test_scores_are_those_of_our_own_rows(benchmark: Benchmark, data_root: Path,
         assert aggregate(sent) == metric.value(ours)
 
 
+def test_metrics_that_the_data_do_not_allow_are_left_out(tmp_path: Path) -> None:
+    benchmark = get_benchmark("gqa")
+    categories = {"detailed": "", "kind": "open"}
+    samples = [Sample(name, (), "what?", "dog", name, categories, details={"group": "animal"}) for name in "ab"]
+    path = write_task(benchmark, BenchmarkData(tmp_path, tuple(samples)), tmp_path / "tasks")
+    metrics = [each["metric"] for each in yaml.load(path.read_text(encoding="utf-8"), Loader)["metric_list"]]
+    assert metrics == ["accuracy", "accuracy_lenient", "distribution"]
+    results = [process_results(row, [answer]) for row, answer in zip(rows_of(path), ("dog", "cat"), strict=True)]
+    assert [aggregate([result[name] for result in results]) for name in metrics] == [0.5, 0.5, 0.005]
+    assert set(results[0]) == {"id", "text", *metrics}
+
+
 def test_a_sample_with_many_fields_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = get_benchmark("textvqa")
     fields = {"answers": ("a", "b") * 5, "details": {"ocr_tokens": ["a", "é"]}, "categories": {"kind": "x"}}
