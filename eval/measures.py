@@ -29,6 +29,12 @@ def mean(sums: np.ndarray) -> np.ndarray:
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, 0 where the denominator is 0: what the official scripts say where they would divide by zero."""
+    zeros = np.zeros(np.shape(denominator), dtype=float)
+    return np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
+
+
 @dataclass(frozen=True)
 class Style:
     """How a value is printed: multiplied by `scale`, with `digits` decimals and the unit behind it."""
@@ -88,3 +94,30 @@ def mean_of(name: str, key: str = "score", **settings: Any) -> Metric:
         return np.array([[float(row[key]), 1.0] for row in rows])
 
     return Metric(name, summands, **settings)
+
+
+def mean_within(name: str, key: str, category: str, label: str, **settings: Any) -> Metric:
+    """The mean of one entry of the rows that have this label in a category of one label; `settings` as above."""
+
+    def summands(rows: Sequence[Row]) -> np.ndarray:
+        inside = [float(row["categories"][category] == label) for row in rows]
+        return np.array([[weight * row[key], weight] for weight, row in zip(inside, rows, strict=True)])
+
+    return Metric(name, summands, **settings)
+
+
+def by_label(rows: Sequence[Row], summands: np.ndarray, category: str, labels: Sequence[str]) -> np.ndarray:
+    """(rows, k) -> (rows, labels x k): the summands in the columns of the row's label, zeros in the others."""
+    place = np.eye(len(labels))[[labels.index(row["categories"][category]) for row in rows]]
+    return (place[:, :, None] * summands[:, None, :]).reshape(len(rows), -1)
+
+
+def mean_of_labels(statistic: Statistic, labels: int) -> Statistic:
+    """Over sums of `by_label`: the mean of the statistic over the labels that have rows."""
+
+    def mean_over_those_present(sums: np.ndarray) -> np.ndarray:
+        table = sums.reshape(*sums.shape[:-1], labels, -1)
+        present = table.any(axis=-1)
+        return np.asarray(np.where(present, statistic(table), 0.0).sum(axis=-1) / present.sum(axis=-1))
+
+    return mean_over_those_present

@@ -103,8 +103,6 @@ class Benchmark:
     score_together: Callable[[Sequence[Row]], Sequence[Row]] | None = None
     """(all rows) -> what each gets in addition, where an answer's score depends on the others'; else `judge` scores."""
     baselines: tuple[Baseline, ...] = ()
-    also_accepted: tuple[str, ...] = ()
-    """Fingerprints of other installations that score the same (questions or images left out, truth in predictions)."""
     import_predictions: Callable[[AnswerFile, BenchmarkData], Imported] | None = None
     """Matches an official or LLaVA answer file, whose rows have no `id`, with the samples."""
     load_from_predictions: Callable[[AnswerFile], BenchmarkData] | None = None
@@ -193,7 +191,7 @@ class Benchmark:
         if len({sample.id for sample in data.samples}) != found:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
         if found != self.number_expected(data) or (data.origin is None and not self.is_known(data.fingerprint())):
-            expected = " or ".join(known[:12] for known in (self.fingerprint, *self.also_accepted) if known) or "any"
+            expected = self.fingerprint[:12] if self.fingerprint else "any"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
                 f"{self.n_expected}), fingerprint {data.fingerprint()[:12]} (expected {expected}); "
@@ -208,11 +206,11 @@ class Benchmark:
 
     def is_known(self, fingerprint: str) -> bool:
         """Whether data of this fingerprint are accepted: any where the official fingerprint is not known."""
-        return self.fingerprint is None or fingerprint in (self.fingerprint, *self.also_accepted)
+        return self.fingerprint in (None, fingerprint)
 
     def is_official(self, fingerprint: str) -> bool:
         """Whether data of this fingerprint are known to be the official ones."""
-        return self.fingerprint is not None and self.is_known(fingerprint)
+        return fingerprint == self.fingerprint
 
 
 def benchmark_names() -> list[str]:

@@ -20,7 +20,15 @@ import PIL
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.ai2d_letters import DRAWING, Style, draw_letters, has_letters
-from eval.benchmarks.official import collect, field, judged, letter_prompt, read_table, table_images
+from eval.benchmarks.official import (
+    collect,
+    field,
+    images_of_table,
+    letter_prompt,
+    located,
+    one_right_answer,
+    read_table,
+)
 from eval.files import read_json
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -42,8 +50,8 @@ _QUESTIONS_PER_IMAGE = 100
 def load_table(root: Path, name: str) -> BenchmarkData:
     """Read a table of VLMEvalKit; ValueError names a malformed record."""
     path = root / name
-    samples = tuple(_read_row(row, f"{path}, record {number}") for number, row in enumerate(read_table(path), 1))
-    images = StoredImages.in_cache(path.stem.lower(), file_identity(path), functools.partial(_table_images, path))
+    samples = tuple(_read_row(row, where) for where, row in located(read_table(path), path))
+    images = images_of_table(path.stem.lower(), path)
     return BenchmarkData(root, samples, compared=_COMPARED, stored_images=images)
 
 
@@ -81,10 +89,6 @@ def _from_index(index: Any, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where}: 'index' must be a number, found {index!r}") from error
     return f"{image}.png-{question}"
-
-
-def _table_images(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    return table_images(path, {name: Path(name).stem for name in names})
 
 
 def _read_folder(root: Path, style: Style) -> Iterator[Sample]:
@@ -197,7 +201,7 @@ def _hub(*repositories: str) -> HubSource:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """lmms-eval's reading and the forgiving one; a letter beyond the options is wrong."""
     official, lenient = parse_lmms_letter(text), parse_letter_lenient(text, sample.choices)
-    return judged(official, lenient, sample)
+    return one_right_answer(official, lenient, sample)
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:

@@ -7,18 +7,14 @@ headline, as in the papers. Papers that remove "%" or "," before they compare ga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from eval.answer_files import AnswerFile, Imported
-from eval.benchmarks.official import collect, field, read_records, short_prompt
+from eval.benchmarks.official import field, free_answer, import_by_position, read_records, short_prompt
 from eval.hub import HubSource
 from eval.layouts import Layout
-from eval.measures import Metric, Row
+from eval.measures import Metric, by_label, mean, mean_of, mean_of_labels
 from eval.metrics.text import relaxed_accuracy, relaxed_accuracy_lenient
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
@@ -69,52 +65,19 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
-    """pix2struct's relaxed accuracy and the forgiving one; only an empty answer is unparsed."""
-    answer = text.strip()
-    return {
-        "parsed": answer or None,
-        "parsed_lenient": answer or None,
-        "score": relaxed_accuracy(answer, sample.target),
-        "score_lenient": relaxed_accuracy_lenient(answer, sample.target),
-    }
+    """pix2struct's relaxed accuracy and the forgiving one."""
+    score, lenient = (rule(text.strip(), sample.target) for rule in (relaxed_accuracy, relaxed_accuracy_lenient))
+    return free_answer(text, score=score, score_lenient=lenient)
 
 
-def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
-    """Rows whose `question_id` is a sample's id, or its number from 0 in official order, human before augmented.
-
-    A row's `prompt`, as LLaVA writes it, must then begin with the question: an answer file in another order is refused.
-    """
-    samples = {sample.id: sample for sample in data.samples}
-
-    def find_id(row: dict[str, Any], where: str) -> str:
-        key = row["question_id"]
-        if isinstance(key, int) and 0 <= key < len(data.samples):
-            key = data.samples[key].id
-        sample = samples.get(str(key))
-        asked = row.get("prompt")
-        if sample is not None and asked is not None and not asked.removeprefix("<image>\n").startswith(sample.question):
-            raise ValueError(f"{where}: 'prompt' does not ask the question of {sample.id!r}: {sample.question!r}")
-        return str(key)
-
-    return collect(answers, data, find_id=find_id)
-
-
-def _by_part(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
-    """(rows, 4): score and 1 in the two columns of the row's part."""
-
-    def summands(rows: Sequence[Row]) -> np.ndarray:
-        part = np.eye(2)[[PARTS.index(row["categories"]["part"]) for row in rows]]
-        each = np.array([[float(row[key]), 1.0] for row in rows])
-        return (part[:, :, None] * each[:, None, :]).reshape(len(rows), 4)
-
-    return summands
-
-
-def _mean_of_parts(sums: np.ndarray) -> np.ndarray:
-    """The mean over the parts that have questions."""
-    table = sums.reshape(*sums.shape[:-1], 2, 2)
-    present = table[..., 1] > 0
-    return np.asarray((table[..., 0] / np.maximum(table[..., 1], 1)).sum(axis=-1) / present.sum(axis=-1))
+def _mean_of_parts(name: str, key: str, primary: bool = False) -> Metric:
+    whole = mean_of(name, key)
+    return Metric(
+        name,
+        lambda rows: by_label(rows, whole.summands(rows), "part", PARTS),
+        mean_of_labels(mean, len(PARTS)),
+        primary=primary,
+    )
 
 
 BENCHMARK = Benchmark(
@@ -132,8 +95,8 @@ BENCHMARK = Benchmark(
     parser="pix2struct (relaxed_correctness)",
     judge=judge,
     metrics=(
-        Metric("relaxed_accuracy", _by_part("score"), _mean_of_parts, primary=True),
-        Metric("relaxed_accuracy_lenient", _by_part("score_lenient"), _mean_of_parts),
+        _mean_of_parts("relaxed_accuracy", "score", primary=True),
+        _mean_of_parts("relaxed_accuracy_lenient", "score_lenient"),
     ),
     breakdowns=("part",),
     layouts=(_layout("test"), _layout("ChartQA Dataset/test")),
@@ -146,5 +109,5 @@ BENCHMARK = Benchmark(
             compared=_COMPARED,
         ),
     ),
-    import_predictions=import_predictions,
+    import_predictions=import_by_position,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import Format
-from eval.benchmarks.official import field, read_records
+from eval.benchmarks.official import field, free_answer, read_records
 from eval.layouts import Layout
 from eval.measures import Metric, mean_of
 from eval.metrics.text import anls, anls_lenient
@@ -100,14 +100,8 @@ def _labels(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
-    """ANLS of the answer as it came, and of what it says; only an empty answer is unparsed."""
-    answer = text.strip() or None
-    return {
-        "parsed": answer,
-        "parsed_lenient": answer,
-        "score": anls(text, sample.answers),
-        "score_lenient": anls_lenient(text, sample.answers),
-    }
+    """ANLS of the answer as it came, and of what it says."""
+    return free_answer(text, score=anls(text, sample.answers), score_lenient=anls_lenient(text, sample.answers))
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:

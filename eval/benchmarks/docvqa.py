@@ -22,8 +22,7 @@ from eval.benchmarks.documents import (
     rrc_sample,
     write_submission,
 )
-from eval.benchmarks.official import field, importer, short_prompt
-from eval.benchmarks.soft_accuracy import unscored_judge
+from eval.benchmarks.official import field, importer, short_prompt, unscored_judge
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission

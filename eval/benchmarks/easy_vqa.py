@@ -11,8 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import AnswerFile, Imported
-from eval.benchmarks.official import check_question, collect
+from eval.benchmarks.official import import_by_position
 from eval.files import read_json
 from eval.layouts import Layout
 from eval.measures import mean_of
@@ -75,19 +74,6 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     }
 
 
-def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
-    """LLaVA's rows; `question_id` is the sample's id, or the position in questions.json, if the prompt asks that."""
-
-    def find_id(row: dict[str, Any], where: str) -> str:
-        number = row["question_id"]
-        if not isinstance(number, int) or not 0 <= number < len(data.samples):
-            return str(number)
-        check_question(row.get("prompt"), data.samples[number], where)
-        return data.samples[number].id
-
-    return collect(answers, data, find_id=find_id)
-
-
 BENCHMARK = Benchmark(
     name="easy_vqa",
     split="test",
@@ -106,7 +92,7 @@ BENCHMARK = Benchmark(
     layouts=(Layout(("test/questions.json",), load, ("test/images/*.png",)),),
     default_folder=folder_of_package,
     options=lambda _: tuple(ANSWER_TYPE),
-    import_predictions=import_predictions,
+    import_predictions=import_by_position,
     baselines=(
         Baseline(
             "question only, no image", 0.678, "most frequent test answer to each question: a blind model's ceiling"

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, Format
-from eval.benchmarks.official import field, importer, short_prompt
-from eval.files import read_json
+from eval.benchmarks.official import field, free_answer, importer, read_object, short_prompt
 from eval.hub import HubSource, records
 from eval.layouts import Layout
 from eval.measures import Metric, Style, mean_of
@@ -23,10 +22,11 @@ from eval.metrics.gqa import (
     consistency_sums,
     distribution,
     distribution_counts,
+    gqa_accuracy,
+    gqa_accuracy_lenient,
     is_among,
     number_of_steps,
 )
-from eval.metrics.text import gqa_accuracy, gqa_accuracy_lenient
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
 
@@ -36,8 +36,8 @@ _FILE = "testdev_balanced_questions.json"
 
 def load(root: Path) -> BenchmarkData:
     """Read the questions, and the choices where they are; ValueError names a malformed record."""
-    questions = _read_object(root / _FILE)
-    choices = _read_object(root / _CHOICES) if (root / _CHOICES).is_file() else None
+    questions = read_object(root / _FILE)
+    choices = read_object(root / _CHOICES) if (root / _CHOICES).is_file() else None
     entails = any(set(row.get("entailed", ())) - {key} for key, row in questions.items())
     entailing = entails and all(set(row.get("entailed", ())) <= set(questions) for row in questions.values())
     samples = []
@@ -52,16 +52,6 @@ def load(root: Path) -> BenchmarkData:
             details |= {name: field(known, (name,), where) for name in ("valid", "plausible")}
         samples.append(dataclasses.replace(sample, details=details))
     return BenchmarkData(root, tuple(samples))
-
-
-def _read_object(path: Path) -> dict[str, dict[str, Any]]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object of questions")
-    wrong = next((key for key, row in content.items() if not isinstance(row, dict)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}, question {wrong}: expected an object")
-    return dict(content)
 
 
 def _read(key: str, row: dict[str, Any], where: str) -> Sample:
@@ -87,14 +77,9 @@ def _read(key: str, row: dict[str, Any], where: str) -> Sample:
 
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
-    """Official and forgiving equality; only an empty answer is unparsed, for any word may be an answer."""
-    answer = text.strip() or None
-    row = {
-        "parsed": answer,
-        "parsed_lenient": answer,
-        "score": gqa_accuracy(text, sample.target),
-        "score_lenient": gqa_accuracy_lenient(text, sample.target),
-    }
+    """Official and forgiving equality, and what the other scores need."""
+    score, lenient = gqa_accuracy(text, sample.target), gqa_accuracy_lenient(text, sample.target)
+    row = free_answer(text, score=score, score_lenient=lenient)
     for name in ("valid", "plausible"):
         if name in sample.details:
             row[name] = float(is_among(text, sample.details[name], str(sample.categories["detailed"])))

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import collect, field, importer, located
-from eval.benchmarks.soft_accuracy import unscored_judge
-from eval.files import json_line, read_json, read_json_lines, sha256_of_json
+from eval.benchmarks.official import collect, field, importer, located, read_object, unscored_judge
+from eval.files import json_line, read_json_lines, sha256_of_json
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark, Submission
@@ -54,11 +53,8 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 
 def load_mm_vet(root: Path) -> BenchmarkData:
     """Read MM-Vet's mm-vet.json; ValueError names a malformed record."""
-    content = read_json(root / "mm-vet.json")
-    if not isinstance(content, dict):
-        raise ValueError(f"{root / 'mm-vet.json'}: expected an object, id -> question")
     samples = []
-    for name, row in content.items():
+    for name, row in read_object(root / "mm-vet.json").items():
         where = f"{root / 'mm-vet.json'}, question {name}"
         labels = tuple(map(str, field(row, ("capability",), where)))
         samples.append(_read_mm_vet(row, name, str(field(row, ("imagename",), where)), labels, where))

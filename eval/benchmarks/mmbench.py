@@ -8,31 +8,28 @@ cannot read is wrong. `first_pass` and `all_rotations` are not for reporting: th
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import (
     collect,
     field,
-    judged,
+    images_of_table,
     letter_prompt,
     located,
+    one_right_answer,
     read_table,
-    table_images,
 )
 from eval.files import shown
 from eval.hub import HubSource
 from eval.layouts import Layout
-from eval.measures import Metric, Row, Style, mean_of
+from eval.measures import Metric, Style, mean_of, mean_within
 from eval.metrics.multiple_choice import circular_sums, parse_letter_lenient, parse_mmbench
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
-from eval.stored_images import StoredImages, file_identity
 
 _FILE = "mmbench_dev_20230712.tsv"
 _ROTATION = 1_000_000
@@ -42,12 +39,8 @@ _FOUR_DIGITS = Style(digits=4)
 def load(root: Path) -> BenchmarkData:
     """Read the official table, in which the images stand too; ValueError names a malformed record."""
     path = root / _FILE
-    images = StoredImages.in_cache("mmbench", file_identity(path), functools.partial(_read_images, path))
-    return dataclasses.replace(_samples(root, located(read_table(path), path)), stored_images=images)
-
-
-def _read_images(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    return table_images(path, {name: Path(name).stem for name in names})
+    data = _samples(root, located(read_table(path), path))
+    return dataclasses.replace(data, stored_images=images_of_table("mmbench", path))
 
 
 def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
@@ -90,7 +83,7 @@ def _read(row: dict[str, Any], where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The offline heuristics and the forgiving reading; `group` is the question, whatever its rotation."""
     official, lenient = parse_mmbench(text, sample.choices), parse_letter_lenient(text, sample.choices)
-    return judged(official, lenient, sample) | {"group": sample.cluster}
+    return one_right_answer(official, lenient, sample) | {"group": sample.cluster}
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -108,15 +101,6 @@ def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
     return collect(answers, data, (Format("MMBench answer table", "index", "prediction"), LLAVA), find_id)
 
 
-def _circular(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
-    return lambda rows: circular_sums(rows, "group", key)
-
-
-def _first_pass(rows: Sequence[Row]) -> np.ndarray:
-    first = [float(row["categories"]["rotation"] == "0") for row in rows]
-    return np.array([[weight * row["score"], weight] for weight, row in zip(first, rows, strict=True)])
-
-
 BENCHMARK = Benchmark(
     name="mmbench",
     split="dev",
@@ -132,9 +116,9 @@ BENCHMARK = Benchmark(
     parser="offline heuristics of MMBench, unread = wrong",
     judge=judge,
     metrics=(
-        Metric("circular_accuracy", _circular("score"), primary=True, style=_FOUR_DIGITS),
-        Metric("circular_accuracy_lenient", _circular("score_lenient"), style=_FOUR_DIGITS),
-        Metric("first_pass", _first_pass, style=_FOUR_DIGITS),
+        Metric("circular_accuracy", partial(circular_sums, key="score"), primary=True, style=_FOUR_DIGITS),
+        Metric("circular_accuracy_lenient", partial(circular_sums, key="score_lenient"), style=_FOUR_DIGITS),
+        mean_within("first_pass", "score", "rotation", "0", style=_FOUR_DIGITS),
         mean_of("all_rotations", style=_FOUR_DIGITS),
     ),
     cluster="question with its rotations",

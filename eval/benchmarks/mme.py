@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, judged, located
+from eval.benchmarks.official import SHORT_SUFFIX, collect, field, located, one_right_answer
 from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -101,7 +101,10 @@ def _bare(question: str) -> str:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading of the first four characters, and the forgiving one; what is neither is wrong."""
     official, lenient = parse_mme(text), parse_yes_no_lenient(text)
-    return judged(official, lenient, sample) | {"category": sample.categories["category"], "image": sample.cluster}
+    return one_right_answer(official, lenient, sample) | {
+        "category": sample.categories["category"],
+        "image": sample.cluster,
+    }
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:

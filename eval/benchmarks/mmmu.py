@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import LETTER_SUFFIX, SHORT_SUFFIX, collect, field, located
-from eval.files import read_json
+from eval.benchmarks.official import (
+    LETTER_SUFFIX,
+    SHORT_SUFFIX,
+    collect,
+    field,
+    free_answer,
+    one_right_answer,
+    read_object,
+)
 from eval.hub import HubSource, read_official_tables
 from eval.layouts import Layout
 from eval.measures import mean_of
@@ -113,11 +120,9 @@ def _subject(number: str) -> str:
 
 def load_truth(root: Path) -> BenchmarkData:
     """Read answer_dict_val.json, enough to score answers whose letters are read; raw ones need the tables' options."""
-    content = read_json(root / _ANSWERS)
-    if not isinstance(content, dict):
-        raise ValueError(f"{root / _ANSWERS}: expected an object, id -> question_type and ground_truth")
-    rows = [{"id": number, **truth} for number, truth in content.items() if isinstance(truth, dict)]
-    return _truth(root, located(rows, root / _ANSWERS))
+    path = root / _ANSWERS
+    records = ((f"{path}, {number!r}", {"id": number, **truth}) for number, truth in read_object(path).items())
+    return _truth(root, records)
 
 
 def load_from_predictions(answers: AnswerFile) -> BenchmarkData:
@@ -154,23 +159,15 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
     """
     if sample.categories["question_type"] != _CHOICE:
         score = float(mmmu_open_is_right(text, sample.answers))
-        read = text.strip() or None
-        scores = dict.fromkeys(("score", "score_lenient", "score_with_guesses"), score)
-        return {"parsed": read, "parsed_lenient": read, **scores}
+        return free_answer(text, **dict.fromkeys(("score", "score_lenient", "score_with_guesses"), score))
     if sample.choices:
         official = parse_mmmu_choice(text, sample.choices)
         lenient = official or parse_letter_lenient(text, sample.choices)
     else:
         official = lenient = text if len(text) == 1 and text in LETTERS else None
     guess = 1 / len(sample.choices) if official is None and sample.choices else 0.0
-    score = float(official == sample.target)
-    return {
-        "parsed": official,
-        "parsed_lenient": lenient,
-        "score": score,
-        "score_lenient": float(lenient == sample.target),
-        "score_with_guesses": score or guess,
-    }
+    row = one_right_answer(official, lenient, sample)
+    return row | {"score_with_guesses": row["score"] or guess}
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:

@@ -9,18 +9,16 @@ pictures). No prompt is published; this one asks for one word.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import collect, field, judged, located
+from eval.benchmarks.official import collect, field, located, one_right_answer
 from eval.files import read_json_lines, shown
 from eval.layouts import Layout
-from eval.measures import Metric, Row, mean_of
+from eval.measures import Metric, mean_of
 from eval.metrics.multiple_choice import circular_sums
 from eval.metrics.text import parse_nlvr, parse_nlvr_lenient
 from eval.registry import Benchmark, Submission
@@ -80,7 +78,7 @@ def prompt(sample: Sample) -> str:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading of the prediction and the forgiving one; `group` is the sentence."""
     official, lenient = parse_nlvr(text), parse_nlvr_lenient(text)
-    return judged(official, lenient, sample) | {"group": sample.cluster}
+    return one_right_answer(official, lenient, sample) | {"group": sample.cluster}
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -112,10 +110,6 @@ def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction])
     return "".join(f"{name}.png,{answer}\n" for name, answer in answers)
 
 
-def _consistency(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
-    return lambda rows: circular_sums(rows, "group", key)
-
-
 def _data_needed(split: str) -> str:
     return (
         f"--data-root DIR with DIR/nlvr/{split}/{{{split}.json,images/N/{split}-*.png}}: the folder `nlvr` of "
@@ -142,9 +136,9 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(
         mean_of("precision", primary=True),
-        Metric("consistency", _consistency("score")),
+        Metric("consistency", partial(circular_sums, key="score")),
         mean_of("precision_lenient", "score_lenient"),
-        Metric("consistency_lenient", _consistency("score_lenient")),
+        Metric("consistency_lenient", partial(circular_sums, key="score_lenient")),
     ),
     cluster="sentence",
     layouts=(_layout("dev"),),

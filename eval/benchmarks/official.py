@@ -15,6 +15,7 @@ from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Importe
 from eval.files import read_json, shown
 from eval.metrics.multiple_choice import LETTERS
 from eval.samples import BenchmarkData, Prediction, Sample
+from eval.stored_images import StoredImages, file_identity
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
@@ -33,7 +34,7 @@ def letter_prompt(sample: Sample) -> str:
     return sample.question + "".join(options) + LETTER_SUFFIX
 
 
-def judged(official: str | None, lenient: str | None, sample: Sample) -> dict[str, Any]:
+def one_right_answer(official: str | None, lenient: str | None, sample: Sample) -> dict[str, Any]:
     """The row of a sample that has one right answer: what both readings understood, and whether they are right."""
     return {
         "parsed": official,
@@ -41,6 +42,17 @@ def judged(official: str | None, lenient: str | None, sample: Sample) -> dict[st
         "score": float(official == sample.target),
         "score_lenient": float(lenient == sample.target),
     }
+
+
+def free_answer(text: str, **scores: float) -> dict[str, Any]:
+    """The row of a sample for which any text may be an answer: only an empty one is unparsed."""
+    answer = text.strip() or None
+    return {"parsed": answer, "parsed_lenient": answer, **scores}
+
+
+def unscored_judge(text: str, sample: Sample) -> dict[str, Any]:
+    """The row of a sample that only a test server or a judge can score."""
+    return free_answer(text)
 
 
 def field(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
@@ -65,6 +77,17 @@ def read_records(path: Path, key: str | None = None) -> list[tuple[str, dict[str
     return list(located(content, path))
 
 
+def read_object(path: Path) -> dict[str, dict[str, Any]]:
+    """A file of official data that is a JSON object of records, by their keys; errors as `read_records`."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object of records")
+    wrong = next((key for key, row in content.items() if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise ValueError(f"{path}, {wrong!r}: expected a JSON object, found {shown(content[wrong])}")
+    return dict(content)
+
+
 def located(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) of the records of a file, counted from 1."""
     for number, row in enumerate(rows, 1):
@@ -75,17 +98,26 @@ def located(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[tuple[str, d
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a tab-separated file with a header, but not its column `image`; errors as `table_rows`."""
-    return [{name: value for name, value in row.items() if name != "image"} for row in table_rows(path)]
-
-
-def table_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a tab-separated file with a header, one at a time, for images stand in some of these tables.
+    """The rows of a tab-separated file with a header, but not its column `image`.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: a row with another number of columns than the header has.
     """
+    return [{name: value for name, value in row.items() if name != "image"} for row in _table_rows(path)]
+
+
+def images_of_table(name: str, path: Path) -> StoredImages:
+    """The images of such a table; a file is called like the `index` of its row, whatever its suffix."""
+
+    def read(names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        return _table_images(path, {name: Path(name).stem for name in names})
+
+    return StoredImages.in_cache(name, file_identity(path), read)
+
+
+def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """One at a time, for the images are most of a table."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the module's limit
@@ -96,11 +128,11 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def table_images(path: Path, indices: Mapping[str, str], referred: bool = False) -> Iterator[tuple[str, bytes]]:
-    """Images of the column `image`, in base64; instead of an image the `index` of the row that holds it may stand.
+def _table_images(path: Path, indices: Mapping[str, str], referred: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Images in base64; instead of one the `index` of the row that holds it may stand.
 
     Args:
-        path: a table for `table_rows`.
+        path: the table.
         indices: name of an image -> `index` of its row.
         referred: these rows were referred to, and must hold images themselves.
 
@@ -111,7 +143,7 @@ def table_images(path: Path, indices: Mapping[str, str], referred: bool = False)
     for name, index in indices.items():
         names.setdefault(index, []).append(name)
     elsewhere = {}
-    for row in table_rows(path):
+    for row in _table_rows(path):
         value = row.get("image") or ""
         for name in names.get(row["index"], ()) if value else ():
             if len(value) <= _LONGEST_INDEX and not referred:
@@ -122,7 +154,7 @@ def table_images(path: Path, indices: Mapping[str, str], referred: bool = False)
             except binascii.Error as error:
                 raise ValueError(f"{path}, index {row['index']}: 'image' is not base64: {error}") from error
     if elsewhere:
-        yield from table_images(path, elsewhere, referred=True)
+        yield from _table_images(path, elsewhere, referred=True)
 
 
 def recognise(answers: AnswerFile, formats: Sequence[Format]) -> Format:
@@ -192,6 +224,19 @@ def check_question(asked: object, sample: Sample, where: str) -> None:
 def _plain(text: str) -> str:
     """Lower case, white space collapsed; "imange" is how POPE's first files wrote "image"."""
     return " ".join(text.lower().replace("imange", "image").split())
+
+
+def import_by_position(answers: AnswerFile, data: BenchmarkData) -> Imported:
+    """LLaVA's rows; `question_id` is a sample's id or, if the prompt asks that, its position (from 0)."""
+
+    def find_id(row: dict[str, Any], where: str) -> str:
+        number = row["question_id"]
+        if not isinstance(number, int) or not 0 <= number < len(data.samples):
+            return str(number)
+        check_question(row.get("prompt"), data.samples[number], where)
+        return data.samples[number].id
+
+    return collect(answers, data, find_id=find_id)
 
 
 def importer(*formats: Format) -> Callable[[AnswerFile, BenchmarkData], Imported]:

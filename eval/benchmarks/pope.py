@@ -18,15 +18,15 @@ from eval.benchmarks.official import (
     check_question,
     collect,
     field,
-    judged,
     located,
+    one_right_answer,
     recognise,
     short_prompt,
 )
 from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
-from eval.measures import Metric, Row, Style
+from eval.measures import Metric, Row, Style, by_label, mean_of_labels
 from eval.metrics.yes_no import POPE_STATISTICS, parse_pope, parse_yes_no_lenient, pope_counts, pope_f1
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
@@ -76,7 +76,7 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The official reading, which takes all that is no "no" as "yes", and the forgiving one."""
     official, lenient = parse_pope(text), parse_yes_no_lenient(text)
-    return judged(official, lenient, sample)
+    return one_right_answer(official, lenient, sample)
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -137,20 +137,7 @@ def _category(row: AnswerRow, several: bool) -> str:
 
 def _counts(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
     """(rows, 15): the five counts of `pope_counts` for each category in turn."""
-
-    def summands(rows: Sequence[Row]) -> np.ndarray:
-        counts = pope_counts(rows, key)
-        category = np.eye(3)[[CATEGORIES.index(row["categories"]["category"]) for row in rows]]
-        return (category[:, :, None] * counts[:, None, :]).reshape(len(rows), 15)
-
-    return summands
-
-
-def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """The mean of F1 over the categories that have questions."""
-    table = sums.reshape(*sums.shape[:-1], 3, 5)
-    present = table.sum(axis=-1) > 0
-    return np.asarray((pope_f1(table) * present).sum(axis=-1) / present.sum(axis=-1))
+    return lambda rows: by_label(rows, pope_counts(rows, key), "category", CATEGORIES)
 
 
 def _of_category(place: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -166,7 +153,15 @@ def _of_category(place: int, statistic: Callable[[np.ndarray], np.ndarray]) -> C
 def _metrics() -> tuple[Metric, ...]:
     metrics = []
     for suffix, key in (("", "parsed"), ("_lenient", "parsed_lenient")):
-        metrics.append(Metric(f"f1{suffix}", _counts(key), _mean_f1, primary=not suffix, style=_SIX_DIGITS))
+        metrics.append(
+            Metric(
+                f"f1{suffix}",
+                _counts(key),
+                mean_of_labels(pope_f1, len(CATEGORIES)),
+                primary=not suffix,
+                style=_SIX_DIGITS,
+            )
+        )
         for place, category in enumerate(CATEGORIES):
             for name, statistic in POPE_STATISTICS.items():
                 one = _of_category(place, statistic)

@@ -7,18 +7,15 @@ https://github.com/lupantech/ScienceQA. The accuracy over all questions is the h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import collect, field, judged, letter_prompt
+from eval.benchmarks.official import collect, field, letter_prompt, one_right_answer, read_object
 from eval.files import read_json, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
-from eval.measures import Metric, Row, mean_of
+from eval.measures import mean_of, mean_within
 from eval.metrics.multiple_choice import LETTERS, parse_letter_lenient, parse_science_qa
 from eval.registry import Benchmark
 from eval.samples import BenchmarkData, Sample
@@ -33,10 +30,10 @@ _FILES = ("problems.json", "pid_splits.json")
 
 def load(root: Path) -> BenchmarkData:
     """Read problems.json, in the order that pid_splits.json gives the test split; ValueError names a malformed one."""
-    problems, splits = read_json(root / "problems.json"), read_json(root / "pid_splits.json")
+    problems, splits = read_object(root / "problems.json"), read_json(root / "pid_splits.json")
     test = splits.get("test") if isinstance(splits, dict) else None
-    if not isinstance(test, list) or not isinstance(problems, dict):
-        raise ValueError(f"{root}: pid_splits.json must hold a list 'test', problems.json an object")
+    if not isinstance(test, list):
+        raise ValueError(f"{root / 'pid_splits.json'}: expected an object with a list 'test'")
     samples = []
     for number in map(str, test):
         where = f"{root / 'problems.json'}, problem {number}"
@@ -70,7 +67,7 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """LLaVA's reading and the forgiving one; a letter beyond the options is wrong."""
     official, lenient = parse_science_qa(text), parse_letter_lenient(text, sample.choices)
-    return judged(official, lenient, sample)
+    return one_right_answer(official, lenient, sample)
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -120,14 +117,6 @@ def _from_results(whole: AnswerRow, data: BenchmarkData) -> list[AnswerRow]:
     return found
 
 
-def _with_image(key: str) -> Callable[[Sequence[Row]], np.ndarray]:
-    def summands(rows: Sequence[Row]) -> np.ndarray:
-        shown = [float(row["categories"]["image"] == "with image") for row in rows]
-        return np.array([[weight * row[key], weight] for weight, row in zip(shown, rows, strict=True)])
-
-    return summands
-
-
 BENCHMARK = Benchmark(
     name="scienceqa",
     split="test",
@@ -143,9 +132,9 @@ BENCHMARK = Benchmark(
     judge=judge,
     metrics=(
         mean_of("accuracy", primary=True),
-        Metric("accuracy_img", _with_image("score")),
+        mean_within("accuracy_img", "score", "image", "with image"),
         mean_of("accuracy_lenient", "score_lenient"),
-        Metric("accuracy_img_lenient", _with_image("score_lenient")),
+        mean_within("accuracy_img_lenient", "score_lenient", "image", "with image"),
     ),
     cluster="question",
     import_predictions=import_predictions,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import collect, field, judged, letter_prompt, read_records
+from eval.benchmarks.official import collect, field, letter_prompt, one_right_answer, read_records
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Style, mean_of
@@ -69,7 +69,7 @@ def _from_hub(row: dict[str, Any], number: int, where: str) -> Sample | None:
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The letter alone, and the forgiving reading."""
     official, lenient = parse_exact_letter(text), parse_letter_lenient(text, sample.choices, number=4)
-    return judged(official, lenient, sample)
+    return one_right_answer(official, lenient, sample)
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:

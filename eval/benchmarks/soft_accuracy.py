@@ -41,12 +41,6 @@ def soft_judge(official: Mode) -> Callable[[str, Sample], dict[str, Any]]:
     return judge
 
 
-def unscored_judge(text: str, sample: Sample) -> dict[str, Any]:
-    """The row of a sample whose answers only the test server knows."""
-    answer = text.strip() or None
-    return {"parsed": answer, "parsed_lenient": answer}
-
-
 def vqa_layout(questions: str, annotations: str | None, image: str, *, also_needed: tuple[str, ...] = ()) -> Layout:
     """Files of the VQA challenge: questions, annotations unless they are secret, and images.
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, read_records
-from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge, unscored_judge
+from eval.benchmarks.official import SHORT_SUFFIX, check_question, collect, field, read_records, unscored_judge
+from eval.benchmarks.soft_accuracy import METRICS, most_frequent, soft_judge
 from eval.hub import HubSource, records
 from eval.layouts import Layout
 from eval.measures import Metric

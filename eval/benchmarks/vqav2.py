@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Imported
-from eval.benchmarks.official import collect, importer, read_records, short_prompt
-from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, soft_judge, unscored_judge, vqa_layout, vqa_sample
+from eval.benchmarks.official import collect, importer, read_records, short_prompt, unscored_judge
+from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, soft_judge, vqa_layout, vqa_sample
 from eval.hub import HubSource, records
 from eval.hub_folders import find_table
 from eval.metrics.vqa import normalize_vqa

@@ -2,8 +2,9 @@
 
 from eval.metrics.captions import cider
 from eval.metrics.exact_match import exact_match
+from eval.metrics.gqa import gqa_accuracy
 from eval.metrics.multiple_choice import circular_accuracy
-from eval.metrics.text import anls, gqa_accuracy, nlvr_scores, relaxed_accuracy
+from eval.metrics.text import anls, nlvr_scores, relaxed_accuracy
 from eval.metrics.vqa import vqa_soft_accuracy
 from eval.metrics.yes_no import mme_scores, pope_scores
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.measures import ratio
+
 
 def unanswerable_counts(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(rows, 4): one-hot of true positive, false positive, true negative, false negative; positive = unanswerable.
@@ -29,11 +31,6 @@ def average_precision(sums: np.ndarray) -> np.ndarray:
     """
     true_positive, false_positive, _, false_negative = np.moveaxis(sums, -1, 0)
     positive = true_positive + false_negative
-    recall = _ratio(true_positive, positive)
-    precision = _ratio(true_positive, true_positive + false_positive)
-    return np.asarray(recall * precision + (1 - recall) * _ratio(positive, sums.sum(axis=-1)))
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    zeros = np.zeros(np.shape(denominator), dtype=float)
-    return np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
+    recall = ratio(true_positive, positive)
+    precision = ratio(true_positive, true_positive + false_positive)
+    return np.asarray(recall * precision + (1 - recall) * ratio(positive, sums.sum(axis=-1)))

@@ -1,4 +1,4 @@
-"""GQA's scores besides accuracy: consistency, validity, plausibility and distribution.
+"""GQA's scores: accuracy, consistency, validity, plausibility and distribution.
 
 Official script: `eval.py` of https://cs.stanford.edu/people/dorarad/gqa/evaluate.html. Answers are compared after
 LLaVA's conversion (closing periods off, lower case).
@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.measures import ratio
+from eval.metrics.multiple_choice import NO_PUNCTUATION
+
 _NOT_A_STEP = ("exist", "query: name", "choose name")
 _COMMON = ("color", "material", "shape")
 
@@ -18,6 +21,24 @@ _COMMON = ("color", "material", "shape")
 def converted(text: str) -> str:
     """An answer as LLaVA's `convert_gqa_for_eval.py` hands it to the official script; white space stays."""
     return text.rstrip(".").lower()
+
+
+def gqa_accuracy(prediction: str, answer: str) -> float:
+    """1.0 if the answer, converted, is the answer.
+
+    White space counts: LLaVA takes it off when it generates, not here.
+    """
+    return float(converted(prediction) == answer)
+
+
+def gqa_accuracy_lenient(prediction: str, answer: str) -> float:
+    """GQA's accuracy that also forgives punctuation (as lmms-eval), white space and a leading article."""
+    return float(_bare_words(prediction) == _bare_words(answer))
+
+
+def _bare_words(text: str) -> list[str]:
+    words = text.lower().translate(NO_PUNCTUATION).split()
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
 
 def number_of_steps(semantic: Sequence[Mapping[str, Any]]) -> int:
@@ -48,8 +69,7 @@ def consistency_sums(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def consistency(sums: np.ndarray) -> np.ndarray:
     """The mean over right answers that entail others; 0 where there are none, as in the official script."""
-    zeros = np.zeros(sums.shape[:-1])
-    return np.divide(sums[..., 0], sums[..., 1], out=zeros, where=sums[..., 1] > 0)
+    return ratio(sums[..., 0], sums[..., 1])
 
 
 def distribution_counts(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -83,7 +103,5 @@ def distribution(sums: np.ndarray) -> np.ndarray:
     (..., 3 x pairs) of `distribution_counts` -> (...). 0 where no question has a group.
     """
     true, predicted, size = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    squares = np.divide((predicted - true) ** 2, true, out=np.zeros_like(true), where=true > 0)
-    total = true.sum(axis=-1)
-    weighted = (squares * size).sum(axis=-1)
-    return np.asarray(np.divide(weighted, total, out=np.zeros_like(total), where=total > 0) / 100)
+    weighted = (ratio((predicted - true) ** 2, true) * size).sum(axis=-1)
+    return ratio(weighted, true.sum(axis=-1)) / 100

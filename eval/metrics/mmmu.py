@@ -1,16 +1,13 @@
 """MMMU's readings of an answer: the letter of an option, or the words and numbers of a free answer.
 
 Official script: `mmmu/utils/eval_utils.py` of https://github.com/MMMU-Benchmark/MMMU. Where it cannot read a letter, it
-draws one at random (so its result depends on the order of the questions); here such an answer is unread and wrong,
-unless a generator to draw from is given.
+draws one at random (so its result depends on the order of the questions); here such an answer is unread.
 """
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from eval.metrics.multiple_choice import LETTERS
 
@@ -90,22 +87,3 @@ def mmmu_open_is_right(text: str, answers: Sequence[str]) -> bool:
         any(answer in value for answer in texts) if isinstance(value, str) else value in wanted
         for value in parse_mmmu_open(text)
     )
-
-
-def mmmu_accuracy(rows: Sequence[Mapping[str, Any]], guess: random.Random | None = None) -> dict[str, float]:
-    """accuracy over all questions, and the share `unparsed` of those whose letter could not be read.
-
-    Rows are {"prediction": text, "answers": texts} with `choices` where they are multiple choice (`answers` are letters
-    then). `guess` draws the letter of an unread answer, row after row, as the official script does (its seed is 42).
-    """
-    right = unparsed = 0
-    for row in rows:
-        if row.get("choices"):
-            letter = parse_mmmu_choice(row["prediction"], row["choices"])
-            unparsed += letter is None
-            if letter is None and guess is not None:
-                letter = guess.choice(list(LETTERS[: len(row["choices"])]))
-            right += letter in row["answers"]
-        else:
-            right += mmmu_open_is_right(row["prediction"], row["answers"])
-    return {"accuracy": right / len(rows), "unparsed": unparsed / len(rows)}

@@ -18,7 +18,7 @@ import numpy as np
 from eval.metrics.rows import check_rows
 
 LETTERS = "ABCDEFGHIJ"
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SCIENCE_QA = tuple("ABCDE")
 _API_FAILED = "Failed to obtain answer via API"
 _REFUSALS = (
@@ -53,7 +53,7 @@ def parse_lmms_letter(text: str) -> str | None:
     "B. dog" and "(b)" are B; "The answer is B" and "B dog" are None, wrong.
     """
     front = re.match(r"\s*([A-Z])\.", text)
-    letter = (front[1] if front else text).strip().lower().translate(_NO_PUNCTUATION)
+    letter = (front[1] if front else text).strip().lower().translate(NO_PUNCTUATION)
     return letter.upper() if len(letter) == 1 and letter in string.ascii_lowercase else None
 
 

@@ -1,24 +1,18 @@
-"""Scores of short answers: ANLS (DocVQA, InfoVQA), relaxed accuracy (ChartQA), GQA's accuracy, NLVR's two scores.
+"""Scores of short answers: ANLS (DocVQA, InfoVQA), relaxed accuracy (ChartQA), NLVR's two scores.
 
 Official scripts: the evaluator of the Robust Reading Competition (https://rrc.cvc.uab.es/?ch=17), `metrics.py` of
-https://github.com/google-research/pix2struct (ChartQA has none of its own), `eval.py` of
-https://cs.stanford.edu/people/dorarad/gqa/evaluate.html, and
-`nlvr/metrics_images.py` of https://github.com/lil-lab/nlvr.
+https://github.com/google-research/pix2struct (ChartQA has none of its own), and `nlvr/metrics_images.py` of
+https://github.com/lil-lab/nlvr.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from eval.metrics.multiple_choice import circular_sums
+from eval.metrics.multiple_choice import circular_accuracy
 from eval.metrics.rows import check_answers, check_rows
 from eval.metrics.yes_no import parse_yes_no_lenient
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -88,31 +82,6 @@ def _number(text: str) -> float | None:
         return None
 
 
-def gqa_accuracy(prediction: str, answer: str) -> float:
-    """1.0 if the answer is the answer, after LLaVA's `convert_gqa_for_eval.py` (closing periods off, lower case).
-
-    White space counts: LLaVA takes it off when it generates, not here.
-    """
-    return float(prediction.rstrip(".").lower() == answer)
-
-
-def gqa_accuracy_lenient(prediction: str, answer: str) -> float:
-    """GQA's accuracy that also forgives punctuation (as lmms-eval), white space and a leading article."""
-    return float(_bare_words(prediction) == _bare_words(answer))
-
-
-def _bare_words(text: str) -> list[str]:
-    words = text.lower().translate(_NO_PUNCTUATION).split()
-    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
-
-
-def nlvr_sums(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(rows, 4): right, 1, sentence group all right, 1 at the group's first row; rows are those of `nlvr_scores`."""
-    read = [{"group": _sentence(row), "correct": _is_right(row)} for row in rows]
-    each = np.array([[row["correct"], 1.0] for row in read], dtype=float)
-    return np.concatenate([each, circular_sums(read)], axis=1)
-
-
 def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """precision: share of images right; consistency: share of sentences right for every box and permutation.
 
@@ -120,16 +89,10 @@ def nlvr_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     sentence is n, whatever m. Predictions are read by `parse_nlvr`; a label is "true" or "false" in any letter case.
     """
     check_rows(rows, ("identifier", "label", "prediction"))
-    right, number, whole, groups = nlvr_sums(rows).sum(axis=0)
-    return {"precision": float(right / number), "consistency": float(whole / groups)}
-
-
-def _sentence(row: Mapping[str, Any]) -> str:
-    return str(row["identifier"]).split("-")[0]
-
-
-def _is_right(row: Mapping[str, Any]) -> bool:
-    return parse_nlvr(row["prediction"]) == str(row["label"]).lower()
+    right = [parse_nlvr(row["prediction"]) == str(row["label"]).lower() for row in rows]
+    sentences = (str(row["identifier"]).split("-")[0] for row in rows)
+    groups = [{"group": group, "correct": correct} for group, correct in zip(sentences, right, strict=True)]
+    return {"precision": sum(right) / len(rows), "consistency": circular_accuracy(groups)}
 
 
 def parse_nlvr(text: str) -> str | None:

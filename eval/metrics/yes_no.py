@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eval.measures import ratio
 from eval.metrics.rows import check_mode, check_rows
 
 READINGS = ("official", "lenient")
@@ -59,36 +60,30 @@ def pope_counts(rows: Sequence[Mapping[str, Any]], key: str = "parsed") -> np.nd
     return np.eye(5)[[place[row[key], row["target"]] for row in rows]]
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Where the official script would divide by zero (no answer "yes"), 0."""
-    zeros = np.zeros(np.shape(denominator), dtype=float)
-    return np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
-
-
 def pope_f1(sums: np.ndarray) -> np.ndarray:
     """F1 of "yes": the harmonic mean of precision and recall, 0 where both are."""
     precision, recall = pope_precision(sums), pope_recall(sums)
-    return _ratio(2 * precision * recall, precision + recall)
+    return ratio(2 * precision * recall, precision + recall)
 
 
 def pope_precision(sums: np.ndarray) -> np.ndarray:
     """TP / (TP + FP)."""
-    return _ratio(sums[..., 0], sums[..., 0] + sums[..., 1])
+    return ratio(sums[..., 0], sums[..., 0] + sums[..., 1])
 
 
 def pope_recall(sums: np.ndarray) -> np.ndarray:
     """TP / (TP + FN)."""
-    return _ratio(sums[..., 0], sums[..., 0] + sums[..., 3])
+    return ratio(sums[..., 0], sums[..., 0] + sums[..., 3])
 
 
 def pope_accuracy(sums: np.ndarray) -> np.ndarray:
     """(TP + TN) / all."""
-    return _ratio(sums[..., 0] + sums[..., 2], sums.sum(axis=-1))
+    return ratio(sums[..., 0] + sums[..., 2], sums.sum(axis=-1))
 
 
 def pope_yes_ratio(sums: np.ndarray) -> np.ndarray:
     """Share of answers "yes" (not of true ones)."""
-    return _ratio(sums[..., 0] + sums[..., 1], sums.sum(axis=-1))
+    return ratio(sums[..., 0] + sums[..., 1], sums.sum(axis=-1))
 
 
 POPE_STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -158,7 +153,7 @@ def mme_points(categories: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         table = sums.reshape(*sums.shape[:-1], -1, 4)[..., places, :]
-        shares = _ratio(table[..., 0], table[..., 1]) + _ratio(table[..., 2], table[..., 3])
+        shares = ratio(table[..., 0], table[..., 1]) + ratio(table[..., 2], table[..., 3])
         return np.where(table[..., 1].any(axis=-1), 100 * shares.sum(axis=-1), np.nan)
 
     return statistic

@@ -237,7 +237,7 @@ def test_gqa_scores_what_the_data_allow(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"choices\.json, question 02: expected the field '02'"):
         get_benchmark("gqa").load(tmp_path)
     write(tmp_path / "testdev_balanced_questions.json", [1])
-    with pytest.raises(ValueError, match="expected an object of questions"):
+    with pytest.raises(ValueError, match="expected an object of records"):
         get_benchmark("gqa").load(tmp_path)
 
 

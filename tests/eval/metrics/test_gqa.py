@@ -1,10 +1,12 @@
-"""GQA's scores besides accuracy, on hand-written questions; each number was worked out by hand."""
+"""GQA's scores on hand-written questions; each number was worked out by hand."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.measures import Metric
 from eval.metrics.gqa import (
@@ -12,6 +14,8 @@ from eval.metrics.gqa import (
     consistency_sums,
     distribution,
     distribution_counts,
+    gqa_accuracy,
+    gqa_accuracy_lenient,
     is_among,
     number_of_steps,
 )
@@ -60,3 +64,19 @@ def test_last_operations_are_no_steps() -> None:
     assert number_of_steps([*semantic[:1], {"operation": "exist", "argument": "?"}]) == 1
     assert number_of_steps([*semantic[:1], {"operation": "choose name", "argument": "a|b"}]) == 1
     assert number_of_steps([*semantic[:1], {"operation": "query", "argument": "color"}]) == 2
+
+
+@pytest.mark.parametrize(
+    ("prediction", "official", "lenient"),
+    [("Yes.", 1, 1), ("YES...", 1, 1), ("a yes", 0, 1), ("y-es", 0, 1), ("Yes!", 0, 1), (" yes", 0, 1), ("no", 0, 0)],
+)
+def test_gqa(prediction: str, official: float, lenient: float) -> None:
+    assert gqa_accuracy(prediction, "yes") == official
+    assert gqa_accuracy_lenient(prediction, "yes") == lenient
+
+
+@given(st.text("Aan t.-!"), st.text("Aan t.-!"))
+def test_lenient_gqa_forgives_what_lmms_eval_forgives(prediction: str, answer: str) -> None:
+    bare = [text.lower().translate(str.maketrans("", "", ".-!")) for text in (prediction, answer)]
+    assert gqa_accuracy_lenient(prediction, answer) >= (bare[0] == bare[1])
+    assert gqa_accuracy_lenient(prediction, answer) >= gqa_accuracy(prediction, answer.lower())
