@@ -1,4 +1,4 @@
-"""JSON, JSON Lines and digests."""
+"""JSON, JSON Lines, digests, and values in messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_NAMED = 5
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxdict = 12
@@ -17,6 +18,13 @@ _SHORT.maxlist = _SHORT.maxdict = 12
 def shown(value: object) -> str:
     """A value for a message, cut where it is long."""
     return _SHORT.repr(value)
+
+
+def first_of(texts: Iterable[str]) -> str:
+    """The first few for a message, and how many more there are."""
+    few = [*texts]
+    more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+    return ", ".join(few[:_NAMED]) + more
 
 
 def json_line(row: dict[str, Any]) -> str:

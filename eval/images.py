@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from defocus_mllm.images import load_image
+from eval.files import first_of
 
 _BYTE_BUDGET = 512 * 2**20
-_NAMES_SHOWN = 5
 
 
 class ImageCache:
@@ -44,6 +44,4 @@ def check_images_exist(paths: Iterable[Path]) -> None:
     """Raise one FileNotFoundError that counts the missing files and names the first of them."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        shown = ", ".join(str(path) for path in missing[:_NAMES_SHOWN])
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        raise FileNotFoundError(f"{len(missing)} images are missing: {shown}{more}")
+        raise FileNotFoundError(f"{len(missing)} images are missing: {first_of(map(str, missing))}")

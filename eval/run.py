@@ -22,6 +22,7 @@ import torch
 from defocus_mllm.console import run_script
 from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
+from eval.files import first_of
 from eval.generator import Generator, TransformersGenerator
 from eval.listing import list_benchmarks
 from eval.registry import Benchmark, get_benchmark
@@ -30,7 +31,6 @@ from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
 from eval.workers import Workers
 
-_FAILURES_SHOWN = 5
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Number formats that a checkpoint can be loaded in; "auto" keeps the saved one."""
 
@@ -167,10 +167,9 @@ def _fail_if_nothing_was_answered(benchmark: Benchmark, answers: Answers) -> Non
 
 
 def _describe_failures(benchmark: Benchmark, answers: Answers) -> str:
-    failures = list(answers.failures.items())
-    shown = ", ".join(f"{sample} ({reason})" for sample, reason in failures[:_FAILURES_SHOWN])
-    more = f" and {len(failures) - _FAILURES_SHOWN} more" if len(failures) > _FAILURES_SHOWN else ""
-    return f"{benchmark.name}: {len(failures)} samples could not be answered: {shown}{more}; mend them and run again"
+    reasons = first_of(f"{sample} ({reason})" for sample, reason in answers.failures.items())
+    count = len(answers.failures)
+    return f"{benchmark.name}: {count} samples could not be answered: {reasons}; mend them and run again"
 
 
 def _throughput(answers: Answers, policy: BatchPolicy, workers: Workers | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from defocus_mllm.console import run_script
 from eval.answer_files import OWN, AnswerFile, Imported, read_answers
-from eval.files import sha256_of_files, shown
+from eval.files import first_of, sha256_of_files, shown
 from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -107,9 +107,8 @@ def check_complete(name: str, data: BenchmarkData, predictions: Mapping[str, Pre
     """Raise ValueError, naming the first of them, if samples have no prediction."""
     missing = [sample.id for sample in data.samples if sample.id not in predictions]
     if missing:
-        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
-            f"{name}: {len(missing)} of {len(data.samples)} samples have no prediction ({named}): "
+            f"{name}: {len(missing)} of {len(data.samples)} samples have no prediction ({first_of(missing)}): "
             "complete the file, or give --partial for a result without headline number"
         )
 

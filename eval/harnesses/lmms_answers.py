@@ -15,13 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.batches import BatchPolicy, BatchQueue
+from eval.files import first_of
 from eval.generator import Generator
 from eval.harnesses.chat_requests import ChatRequest
 from eval.harnesses.generation_settings import GenerationSettings
 from eval.runner import outcomes
 from eval.samples import Prediction
-
-_FAILURES_SHOWN = 5
 
 
 def answer_all(
@@ -57,8 +56,8 @@ def answer_all(
         groups[settings[identifier].max_new_tokens].append(ChatRequest.of(identifier, messages))
     predictions, failures = _generate(groups, generator, policy, show_progress)
     if failures:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:_FAILURES_SHOWN])
-        raise ValueError(f"{len(failures)} of {len(requests)} requests could not be answered: {shown}")
+        reasons = first_of(f"{name}: {reason}" for name, reason in failures.items())
+        raise ValueError(f"{len(failures)} of {len(requests)} requests could not be answered: {reasons}")
     return [replace(predictions[name], text=chosen.cut(predictions[name].text)) for name, chosen in settings.items()]
 
 
