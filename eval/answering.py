@@ -58,8 +58,8 @@ def answer(generator: Generator, batch: Sequence[Request], max_new_tokens: int) 
                 "image size"
             ) from error
         backoffs = 1
-    # Outside the handlers: the traceback of the failed call would keep its tensors alive.
-    _release_memory()
+    if backoffs:  # outside the handlers: the traceback of the failed call would keep its tensors alive
+        _release_memory()
     half = len(batch) // 2
     outcome = Outcome(backoffs=backoffs)
     for part in (batch[:half], batch[half:]):
