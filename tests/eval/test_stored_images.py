@@ -19,7 +19,7 @@ from eval.registry import Benchmark, get_benchmark
 from eval.report import main as report
 from eval.run import evaluate
 from eval.score import score_file
-from eval.stored_images import StoredImages
+from eval.stored_images import StoredImages, file_identity
 from tests.eval.fake_generator import FakeGenerator
 
 
@@ -51,6 +51,16 @@ def test_images_are_written_once_and_only_those_asked(cache: Path) -> None:
     assert table.asked == ["b", "a", "c"]
     assert stored.folder.parent == cache
     assert StoredImages.in_cache("demo", ["another origin"], table).folder != stored.folder
+
+
+def test_a_file_that_was_written_again_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_text("one")
+    first = file_identity(path)
+    assert file_identity(path) == first
+    path.write_text("two")
+    os.utime(path, ns=(0, first[2] + 1))
+    assert file_identity(path) != first
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -227,6 +228,17 @@ def test_the_branch_main_comes_before_other_revisions(textvqa: Benchmark, caches
     assert textvqa.load_anywhere(None).root == snapshots / ("f" * 40)
 
 
+def test_the_newest_of_prepared_revisions_is_taken(caches: Path, tmp_path: Path) -> None:
+    in_datasets_cache("textvqa", caches, tmp_path / "data")
+    (folder,) = caches.glob(f"datasets/*/*/*/{COMMIT}")
+    for revision, age in (("f" * 40, 60), ("0" * 40, -60)):
+        shutil.copytree(folder, folder.with_name(revision))
+        os.utime(folder.with_name(revision), times=(folder.stat().st_atime, folder.stat().st_mtime + age))
+    origin = get_benchmark("textvqa").load_anywhere(None).origin
+    assert origin is not None
+    assert origin.revision == "f" * 40
+
+
 def test_official_files_come_first(textvqa: Benchmark, tmp_path: Path) -> None:
     official("textvqa", tmp_path / "official")
     assert textvqa.load_anywhere(tmp_path / "official").origin is None
@@ -271,6 +283,34 @@ def test_a_damaged_file_and_a_foreign_table_are_named(tmp_path: Path) -> None:
     (tmp_path / "data" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(ValueError, match=r"validation-00000-of-00001.parquet: damaged"):
         get_benchmark("textvqa").load_anywhere(tmp_path)
+
+
+def test_two_questions_of_one_identifier_are_refused(tmp_path: Path) -> None:
+    (row,) = ROWS["textvqa"][None, "validation"]
+    (tmp_path / "data").mkdir()
+    table([row, row]).to_parquet(tmp_path / "data" / "validation.parquet")
+    assert len(get_benchmark("textvqa").load_anywhere(tmp_path).samples) == 1, "the same question, twice"
+    table([row, row | {"question": "Another?"}]).to_parquet(tmp_path / "data" / "validation.parquet")
+    with pytest.raises(ValueError, match="validation, row 2: another question has the identifier '8' too"):
+        get_benchmark("textvqa").load_anywhere(tmp_path)
+
+
+def test_a_link_of_the_cache_without_its_file_is_named(textvqa: Benchmark, caches: Path) -> None:
+    (file,) = (caches / "hub").rglob("validation-*.parquet")
+    file.unlink()
+    file.symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match=r"validation-00000-of-00001\.parquet: no such file: download it again"):
+        textvqa.load_anywhere(None)
+
+
+def test_a_readme_leads_to_no_other_folder(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "other", "textvqa")
+    (tmp_path / "textvqa").mkdir()
+    for pattern in ("../other/data/*", f"{tmp_path}/other/data/*"):
+        header = f"configs: [{{config_name: default, data_files: [{{split: validation, path: '{pattern}'}}]}}]"
+        (tmp_path / "textvqa" / "README.md").write_text(f"---\n{header}\n---\n")
+        with pytest.raises(FileNotFoundError, match="nor is there a dataset"):
+            get_benchmark("textvqa").load_anywhere(tmp_path)
 
 
 def test_an_image_that_is_only_named_is_not_taken(tmp_path: Path) -> None:
