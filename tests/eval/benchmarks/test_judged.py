@@ -62,6 +62,9 @@ def test_llava_bench_answers_as_its_script_reads_them(root: Path, tmp_path: Path
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [0, 1]  # the script pairs line with line
     assert rows[1]["text"] == "A\nphoto"
+    assert benchmark.submission is not None
+    alike = benchmark.submission.write(data, {name: Prediction(name, "Yes.") for name in given})
+    rows = [json.loads(line) for line in alike.splitlines()]
     assert len({row["answer_id"] for row in rows}) == 2  # the script fails without
     assert benchmark.import_predictions is not None
     assert benchmark.import_predictions(read_answers(path), data).predictions == given

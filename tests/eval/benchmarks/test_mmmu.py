@@ -131,6 +131,8 @@ def test_official_and_llava_answer_files(data: BenchmarkData, tmp_path: Path) ->
     llava = tmp_path / "llava.jsonl"
     llava.write_text("".join(json.dumps({"question_id": name, "text": text}) + "\n" for name, text in texts.items()))
     assert benchmark.import_predictions(read_answers(llava), data).predictions == given
+    llava.write_text(json.dumps({"question_id": "validation_Art_1", "text": "A"}))  # one row, not id -> answer
+    assert list(benchmark.import_predictions(read_answers(llava), data).predictions) == ["validation_Art_1"]
     official.write_text(json.dumps([{"id": "validation_Art_1", "answer": "B"}]))
     with pytest.raises(ValueError, match=r"record 1: expected the fields of MMMU outputs \(id, response\)"):
         benchmark.import_predictions(read_answers(official), data)
