@@ -98,6 +98,17 @@ def test_both_readings_and_the_script_s_guesses(data: BenchmarkData) -> None:
     assert value(data, {name: "C"}, "accuracy_with_guesses") == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "official", "lenient"), [("it may be (B), it may be (A)", "A", "A"), ("c.", None, "C")]
+)
+def test_the_forgiving_reading_adds_to_the_official_one(
+    text: str, official: str | None, lenient: str, data: BenchmarkData
+) -> None:
+    question = next(sample for sample in data.samples if sample.id == "validation_Art_1")
+    row = get_benchmark("mmmu").judge(text, question)
+    assert (row["parsed"], row["parsed_lenient"]) == (official, lenient)
+
+
 def test_truth_alone_scores_letters_that_are_read(tmp_path: Path) -> None:
     truth = {
         "validation_Art_1": {"question_type": "multiple-choice", "ground_truth": "B"},
@@ -125,6 +136,9 @@ def test_official_and_llava_answer_files(data: BenchmarkData, tmp_path: Path) ->
     written = json.loads(path.read_text())
     assert (written["validation_Art_1"], written["validation_Math_1"]) == ("A", "so 3.43")
     assert benchmark.import_predictions(read_answers(path), data).predictions["validation_Art_1"].text == "A"
+    unread = {name: Prediction(name, "none of them") for name in given}
+    assert benchmark.submission is not None
+    assert json.loads(benchmark.submission.write(data, unread))["validation_Art_1"] == "none of them"
     official = tmp_path / "output.json"
     official.write_text(json.dumps([{"id": name, "answer": "B", "response": text} for name, text in texts.items()]))
     assert benchmark.import_predictions(read_answers(official), data).predictions == given

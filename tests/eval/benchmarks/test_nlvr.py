@@ -78,6 +78,8 @@ def test_csv_and_llava_rows(data: BenchmarkData, tmp_path: Path) -> None:
     rows = [{"question_id": f"dev/images/2/{name}.png", "text": one.text} for name, one in given.items()]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert benchmark.import_predictions(read_answers(tmp_path / "a.jsonl"), data).predictions == given
+    path.write_text("dev-7-0-0.png,true,false\n")
+    assert benchmark.import_predictions(read_answers(path), data).predictions["dev-7-0-0"].text == "true"
     path.write_text("dev-7-0-0.png\n")
     with pytest.raises(ValueError, match=r"line 1: expected PICTURE\.png,true"):
         benchmark.import_predictions(read_answers(path), data)
