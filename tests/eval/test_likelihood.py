@@ -87,8 +87,9 @@ def test_forms_of_an_option_are_added_up() -> None:
             return type("Encoded", (), {"input_ids": known.get(text, [7, 8])})
 
     logits = torch.log(torch.tensor([[0.1, 0.1, 0.1, 0.2, 0.3, 0.2]]))
-    (scores,) = first_token_likelihoods(Tokenizer(), [("Yes", "No")], logits)
-    assert scores == {"Yes": pytest.approx(math.log(0.5))}
+    for option in ("Yes", "yes"):
+        (scores,) = first_token_likelihoods(Tokenizer(), [(option, "No")], logits)
+        assert scores == {option: pytest.approx(math.log(0.5))}
 
 
 def test_agreement_forgives_case_and_period() -> None:

@@ -81,6 +81,9 @@ def test_an_image_is_encoded_once_and_answers_stay(
     tower.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
     first = [generator.generate(requests[start : start + 6], 8) for start in range(0, 60, 6)]
     assert sum(encoded) == len({request.images for request in requests}) == 12
+    with monkeypatch.context() as patch:
+        patch.setattr(generator._images, "load", lambda path: pytest.fail(f"{path} was read again"))
+        generator.generate(requests[:6], 8)
     monkeypatch.setattr(generator, "_image_features", None)
     plain = generator.generate(requests, 8)
     assert sum(encoded) == 12 + 60

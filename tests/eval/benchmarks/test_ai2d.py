@@ -112,6 +112,17 @@ def test_letters_without_mask_show_on_dark_and_light(colour: str, ink: int, tmp_
     assert (np.abs(drawn[15:30].astype(int) - ink) < 100).any()
 
 
+def test_letters_without_mask_are_as_high_as_texts_on_average(tmp_path: Path) -> None:
+    image = tmp_path / "0.png"
+    Image.new("RGB", (200, 200), "white").save(image)
+    boxes = {"low": [[10, 26], [60, 36]], "high": [[100, 100], [150, 130]]}  # 10 and 30 pixels: letters have 20
+    text = {name: {"rectangle": box, "replacementText": "B"} for name, box in boxes.items()}
+    annotation = write(tmp_path / "0.png.json", {"text": text})
+    drawn = np.asarray(Image.open(io.BytesIO(draw_letters(image, annotation, "no_mask")))).min(axis=2) < 128
+    assert drawn[:25, 10:60].any(), "26 pixels are room enough above the frame"
+    assert not drawn[38:90, 10:60].any()
+
+
 @pytest.mark.parametrize("style", ["masked", "no_mask"])
 def test_a_diagram_without_texts_and_a_tiny_box(style: Style, tmp_path: Path) -> None:
     image = tmp_path / "0.png"
@@ -133,6 +144,7 @@ def test_a_diagram_without_texts_and_a_tiny_box(style: Style, tmp_path: Path) ->
         ("Is it a fox?", WORDS, True, True),  # the article is a letter, as in VLMEvalKit
         ("Which one?", ["A and B", "Stage C", "A, B, D", "fox"], True, True),
         ("Which one?", ["A", "B", "fox", "hawk"], True, False),
+        ("Which one?", ["A1", "B1", "of", "hawk"], True, True),  # whatever has two characters, as in VLMEvalKit
         ("Which one?", ["A fox", "B fox", "C fox", "D fox"], True, False),
     ],
 )

@@ -81,6 +81,7 @@ def test_docvqa_counts_a_question_under_each_of_its_types(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"answers": None}, "record 1: expected the field 'answers'"),
         ({"answers": []}, "record 1: 'answers' must be a list of at least one text"),
         ({"answers": "1995"}, "record 1: 'answers' must be a list"),
         ({"questionId": "7"}, "record 1: 'questionId' must be a whole number"),

@@ -36,7 +36,7 @@ from eval.metrics.ptb import tokenize_captions
         ("5'10\" 8x10\" 1960's", "5 10 8x10 1960 's"),
         ("12/25/2010 555-1234 -5 +5 :30", "12/25/2010 555-1234 -5 +5 :30"),
         ("and/or w/ a/b/c/d", "and/or w / a/b/c / d"),
-        ("----- --- -", "-----"),
+        ("----- ---- --- -", "-----"),
         ("C++ and c# or F#", "c++ and c# or f#"),
         ("'twas so, 'tis", "'t was so 't is"),
         ("a\u2013b &mdash; c", "a b c"),
