@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def load_folder(root: Path, style: Style) -> BenchmarkData:
 
 def _layouts(style: Style) -> tuple[Layout, ...]:
     return (
-        Layout((_TABLES[style],), functools.partial(load_table, name=_TABLES[style])),
-        Layout(_OFFICIAL, functools.partial(load_folder, style=style), ("images/*.png",)),
+        Layout((_TABLES[style],), partial(load_table, name=_TABLES[style])),
+        Layout(_OFFICIAL, partial(load_folder, style=style), ("images/*.png",)),
     )
 
 
@@ -130,7 +130,7 @@ def _drawn_images(root: Path, style: Style) -> StoredImages:
     pictures = [root / "images" / path.name.removesuffix(".json") for path in _test_files(root, "questions")]
     files = [path for path in [*pictures, *_test_files(root, "annotations")] if path.is_file()]
     origin = [DRAWING, PIL.__version__, [file_identity(path) for path in files]]
-    return StoredImages.in_cache("ai2d_drawn", origin, functools.partial(_draw, root))
+    return StoredImages.in_cache("ai2d_drawn", origin, partial(_draw, root))
 
 
 def _draw(root: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import import_by_position
+from eval.benchmarks.official import bare_prompt, import_by_position
 from eval.files import read_json
 from eval.layouts import Layout
 from eval.measures import mean_of
@@ -83,7 +83,7 @@ BENCHMARK = Benchmark(
     n_expected=9673,
     fingerprint="14970cade512c7fd03c08a40882fb6ca41a919dae4d564af4d79dc834201f296",
     prompt_id="question_as_is",
-    prompt=lambda sample: sample.question,
+    prompt=bare_prompt,
     max_new_tokens=16,
     parser="exact",
     judge=judge,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, Format, Imported
-from eval.benchmarks.official import collect, field, importer, located, read_object, unscored_judge
+from eval.benchmarks.official import bare_prompt, collect, field, importer, located, read_object, unscored_judge
 from eval.files import json_line, read_json_lines, sha256_of_json
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -78,11 +78,6 @@ def _mm_vet_from_hub(row: dict[str, Any], number: int, where: str) -> Sample:
     return _read_mm_vet(row, name, f"{name}.png", tuple(label.strip() for label in labels), where)
 
 
-def prompt(sample: Sample) -> str:
-    """LLaVA-1.5's natural prompt: the question as it is."""
-    return sample.question
-
-
 def import_mm_vet(answers: AnswerFile, data: BenchmarkData) -> Imported:
     """The official results (id -> answer), or LLaVA's rows, whose `question_id` is the number in the id."""
     if LLAVA.id_field in answers.rows[0].values:
@@ -98,7 +93,13 @@ def write_answers(data: BenchmarkData, predictions: Mapping[str, Prediction]) ->
         text = predictions[sample.id].text
         number = int(sample.id) if sample.id.isdecimal() else sample.id
         answer_id = sha256_of_json([sample.id, text])[:22]
-        return {"question_id": number, "prompt": prompt(sample), "text": text, "answer_id": answer_id, "metadata": {}}
+        return {
+            "question_id": number,
+            "prompt": bare_prompt(sample),
+            "text": text,
+            "answer_id": answer_id,
+            "metadata": {},
+        }
 
     return "".join(json_line(row(sample)) for sample in data.samples)
 
@@ -118,8 +119,8 @@ BENCHMARK = Benchmark(
     "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
     n_expected=60,
     fingerprint="c17de87456d18186cf8d5010543c5ff874c22d0a721c2a6bbf4a1083339a0dab",
-    prompt_id="llava15_natural",
-    prompt=prompt,
+    prompt_id="question_as_is",
+    prompt=bare_prompt,
     max_new_tokens=1024,
     parser="none",
     judge=unscored_judge,
@@ -146,8 +147,8 @@ BENCHMARK_MM_VET = Benchmark(
     "github.com/yuweihao/MM-Vet",
     n_expected=218,
     fingerprint=None,
-    prompt_id="llava15_natural",
-    prompt=prompt,
+    prompt_id="question_as_is",
+    prompt=bare_prompt,
     max_new_tokens=1024,
     parser="none",
     judge=unscored_judge,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
-from eval.benchmarks.official import SHORT_SUFFIX, collect, field, located, one_right_answer
+from eval.benchmarks.official import collect, field, located, one_right_answer, short_prompt
 from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
@@ -166,7 +166,7 @@ BENCHMARK = Benchmark(
     n_expected=2374,
     fingerprint="d2088c02eacb35b2737cb6571759acfc018ecbbc79e84a7ea4e008bc5e089956",
     prompt_id="llava15_short",
-    prompt=lambda sample: sample.question + SHORT_SUFFIX,
+    prompt=short_prompt,
     max_new_tokens=16,
     parser="official (calculation.py: first four characters)",
     judge=judge,

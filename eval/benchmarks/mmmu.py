@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ BENCHMARK = Benchmark(
     ),
     cluster="question",
     layouts=(
-        Layout(_TABLES, functools.partial(read_official_tables, _HUB)),
+        Layout(_TABLES, partial(read_official_tables, _HUB)),
         Layout((_ANSWERS,), load_truth, _TABLES),
     ),
     hub=(

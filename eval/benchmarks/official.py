@@ -23,6 +23,11 @@ _LONGEST_INDEX = 64
 """No image is as short in base64."""
 
 
+def bare_prompt(sample: Sample) -> str:
+    """The question as it is: LLaVA-1.5's prompt for long answers, and easy-VQA's."""
+    return sample.question
+
+
 def short_prompt(sample: Sample) -> str:
     """LLaVA-1.5's prompt for short answers."""
     return sample.question + SHORT_SUFFIX

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def vqa_layout(questions: str, annotations: str | None, image: str, *, also_need
         also_needed: files that the submission needs.
     """
     files = (questions, *([annotations] if annotations else []), *also_needed)
-    read = functools.partial(_read_vqa, questions=questions, annotations=annotations, image=image)
+    read = partial(_read_vqa, questions=questions, annotations=annotations, image=image)
     return Layout(files, read, (re.sub(r"\{.*\}", "*", image),))
 
 

@@ -10,10 +10,10 @@ https://github.com/TRI-ML/vlm-evaluation).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _from_hub(row: dict[str, Any], split: str, where: str) -> Sample:
 
 
 def _layout(split: str) -> Layout:
-    read = functools.partial(load, split=split)
+    read = partial(load, split=split)
     return Layout((f"Annotations/{split}.json",), read, (f"{split}/VizWiz_{split}_*.jpg",))
 
 

@@ -6,10 +6,10 @@ the arguments of a request to a chat model are (context, doc_to_messages, genera
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -52,7 +52,7 @@ def answer_all(
         # Requests may repeat: several answers to one document, and padding to equal numbers in all processes.
         identifier = f"{task}, {split}, document {doc_id} (request {number})"
         settings[identifier] = GenerationSettings.of(values, task, ignored)
-        messages = functools.partial(_messages, doc_to_messages, documents[task][split], doc_id)
+        messages = partial(_messages, doc_to_messages, documents[task][split], doc_id)
         groups[settings[identifier].max_new_tokens].append(ChatRequest.of(identifier, messages))
     predictions, failures = _generate(groups, generator, policy, show_progress)
     if failures:
