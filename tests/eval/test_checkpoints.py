@@ -53,6 +53,21 @@ def test_what_is_nowhere_is_named(name: str, model_dir: Path, cache: Path) -> No
         find_checkpoint(name)
 
 
+def test_half_a_model_in_the_cache_is_none(model_dir: Path, cache: Path) -> None:
+    _put(model_dir, cache)
+    (cache / "models--someone--tiny" / "snapshots" / _COMMIT / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"--model: .*{_COMMIT} holds no saved model"):
+        find_checkpoint("someone/tiny")
+
+
+def test_the_record_of_the_training_is_no_part_of_the_model(model_dir: Path) -> None:
+    before = TransformersGenerator(model_dir, "cpu").fingerprint
+    (model_dir / "run.json").write_text("{}")
+    assert TransformersGenerator(model_dir, "cpu").fingerprint == before
+    (model_dir / "chat_template.jinja").write_text("{{ messages }}")
+    assert TransformersGenerator(model_dir, "cpu").fingerprint != before
+
+
 def test_a_number_format_is_honoured_and_another_run(model_dir: Path) -> None:
     kept, half = TransformersGenerator(model_dir, "cpu"), TransformersGenerator(model_dir, "cpu", "bfloat16")
     assert (kept.describe()["dtype"], half.describe()["dtype"]) == ("float32", "bfloat16")

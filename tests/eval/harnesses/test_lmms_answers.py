@@ -76,6 +76,9 @@ def test_a_setting_that_is_not_supported_ends_the_run_before_the_first_answer() 
             [instance(0), instance(1, {"temperature": 0.7})], documents(["a", "b"]), generator, BatchPolicy(), (), False
         )
     assert generator.batches == []
+    data = documents(["a"])
+    (answer,) = answer_all([instance(0, {"temperature": 0.7})], data, generator, BatchPolicy(), ["temperature"], False)
+    assert answer.text == "a"
 
 
 def test_a_broken_picture_is_named_and_not_left_out(model_dir: Path, tmp_path: Path) -> None:

@@ -108,8 +108,17 @@ def test_a_process_knows_its_place(model_class: Any, model_dir: Path, monkeypatc
     assert made == [(str(model_dir), None, "bfloat16", 2, 1)]
 
 
-def test_ignored_settings_are_reported(model_class: Any, logger: fake_lmms_eval.Logger, model_dir: Path) -> None:
-    model_class(str(model_dir), device="cpu", ignore="image_aspect_ratio+skip_special_tokens")
+def test_ignored_settings_are_reported(
+    model_class: Any, logger: fake_lmms_eval.Logger, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_class(str(model_dir), device="cpu", ignore="image_aspect_ratio+skip_special_tokens")
+    handed_on: list[tuple] = []
+    monkeypatch.setattr(
+        sys.modules[model_class.__module__], "answer_all", lambda *arguments, **_: handed_on.append(arguments) or []
+    )
+    model.task_dict = {}
+    model.generate_until([])
+    assert handed_on[0][-1] == ["image_aspect_ratio", "skip_special_tokens"]
     assert logger.warnings == ["generation settings not heeded, as asked for: image_aspect_ratio, skip_special_tokens"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import ssl
 import sys
 from pathlib import Path
@@ -148,8 +149,12 @@ def test_failed_samples_are_no_wrong_answers(
 def test_a_run_without_a_status_file_is_an_error(
     stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NO_STATUS", "1")
     stand_in.ask("own", {"message": [part("is it red?")]})
+    earlier = stand_in.work_dir / "model" / "T0" / "status.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}")
+    os.utime(earlier, (0, 0))
+    monkeypatch.setenv("NO_STATUS", "1")
     with pytest.raises(FileNotFoundError, match=r"the kit wrote no status\.json"):
         launch(stand_in, model_dir, "--data", "own")
 
@@ -165,11 +170,13 @@ def test_rows_that_the_kit_leaves_out_are_counted(
     assert "not scored: --mode infer" in printed
 
 
-def test_importing_the_kit_leaves_certificates_checked(stand_in: StandIn, model_dir: Path) -> None:
-    before = ssl._create_default_https_context
+def test_importing_the_kit_leaves_certificates_checked(
+    stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssl, "_create_default_https_context", ssl.create_default_context)
     stand_in.ask("own", {"message": [part("is it red?")]})
     launch(stand_in, model_dir, "--data", "own")
-    assert ssl._create_default_https_context is before
+    assert ssl._create_default_https_context is ssl.create_default_context
     assert sys.argv[0] != str(stand_in.kit / "run.py")
 
 
