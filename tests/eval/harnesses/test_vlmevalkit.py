@@ -192,7 +192,7 @@ def test_arguments_without_effect_are_refused(
 def test_what_is_missing_is_named(stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="--data: name the kit's data sets"):
         launch(stand_in, model_dir)
-    with pytest.raises(FileNotFoundError, match=r"--model .*: no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"--model: .* holds no saved model"):
         launch(stand_in, model_dir.parent, "--data", "own")
     monkeypatch.setenv("LMUData", "/nowhere")
     with pytest.raises(FileNotFoundError, match="LMUData=/nowhere: no such folder"):
