@@ -16,8 +16,8 @@ _COMMON = ("color", "material", "shape")
 
 
 def converted(text: str) -> str:
-    """An answer as LLaVA's `convert_gqa_for_eval.py` hands it to the official script."""
-    return text.strip().rstrip(".").lower()
+    """An answer as LLaVA's `convert_gqa_for_eval.py` hands it to the official script; white space stays."""
+    return text.rstrip(".").lower()
 
 
 def number_of_steps(semantic: Sequence[Mapping[str, Any]]) -> int:
