@@ -8,20 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.files import parse_json, parse_json_lines, read_text
+from eval.files import parse_json, parse_json_lines, read_text, shown
 from eval.samples import Prediction
 from eval.spreadsheet import read_first_sheet
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlist = _SHORT.maxdict = 12
 
 _Records = list[tuple[str, dict[str, Any]]]
 """(place, row) of each record of a file."""
@@ -95,11 +90,6 @@ class Imported:
     """Reason -> number of rows."""
     model: str | None = None
     """`model_id`, where all rows name the same."""
-
-
-def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
-    return _SHORT.repr(value)
 
 
 def read_answers(*paths: Path) -> AnswerFile:

@@ -86,16 +86,21 @@ def estimate(
         return found | {"value": None}
     draws = resampled_statistics(sums, statistic, resamples, seed)
     draws = draws[np.isfinite(draws)]
-    if (draws == value).all():
+    if np.allclose(draws, value, rtol=1e-12, atol=0):  # sums of another order differ in their last bits
         trials = int(np.isfinite(statistic(sums)).sum()) or len(sums)
-        if largest is not None and not is_centred and (trials == 1 or value in (0.0, largest)):
-            low, high = wilson_interval(value / largest * trials, trials)
-            return found | {"ci95": [largest * low, largest * high], "method": "wilson"}
-        if trials == 1:
-            return found
+        if trials == 1 or (largest is not None and value in (0.0, largest)):
+            return found | _without_spread(value, trials, largest)
     low, high = np.percentile(draws, [2.5, 97.5])
     if is_centred:
         low, high = value + draws.mean() - high, value + draws.mean() - low
     spread = {"ci95": [float(low), float(high)], "se": float(draws.std(ddof=1))}
     method = "cluster_bootstrap_centred" if is_centred else "cluster_bootstrap"
     return found | spread | {"method": method, "B": resamples, "seed": seed}
+
+
+def _without_spread(value: float, trials: int, largest: float | None) -> dict[str, Any]:
+    """What stands in the place of a spread of 0: Wilson's interval, or nothing where there are no bounds."""
+    if largest is None:
+        return {}
+    low, high = wilson_interval(value / largest * trials, trials)
+    return {"ci95": [largest * low, largest * high], "method": "wilson"}

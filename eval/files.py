@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxdict = 12
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    return _SHORT.repr(value)
 
 
 def json_line(row: dict[str, Any]) -> str:

@@ -58,10 +58,17 @@ class PredictionJournal:
         for prediction in predictions:
             self._file.write(json_line(prediction.to_row() | {"key": self._keys[prediction.id]}))
             self.finished[prediction.id] = prediction
-        self._file.flush()
-        if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        self._hand_over(to_disk=time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS)
+
+    def _hand_over(self, to_disk: bool) -> None:
+        try:
+            self._file.flush()
+            if to_disk:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:  # a full disk says nothing about which
+            error.filename = self._file.name
+            raise
 
     def __enter__(self) -> PredictionJournal:
         return self
@@ -69,8 +76,7 @@ class PredictionJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._hand_over(to_disk=True)
         self._file.close()
 
 

@@ -31,7 +31,8 @@ from eval.samples import BenchmarkData
 from eval.workers import Workers
 
 _FAILURES_SHOWN = 5
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Number formats that a checkpoint can be loaded in; "auto" keeps the saved one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,7 +213,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=_positive_integer, default=1, metavar="N", help="each with its own model")
     parser.add_argument("--likelihood", action="store_true", help="also the log-likelihood of each given option")
-    parser.add_argument("--dtype", default="auto", choices=_DTYPES, help="of the weights (default: as saved)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as saved)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     return parser
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.files import sha256_of_json
+from eval.files import sha256_of_json, shown
 from eval.stored_images import StoredImages
 
 
@@ -117,7 +117,7 @@ class Prediction:
         """Read a row of a predictions file; further keys are ignored. ValueError names `where` and the field."""
         for name in ("id", "text"):
             if not isinstance(row.get(name), str):
-                raise ValueError(f"{where}: {name!r} must be a string, found {row.get(name)!r}")
+                raise ValueError(f"{where}: {name!r} must be a string, found {shown(row.get(name))}")
         known: dict[str, Any] = {name: row.get(name) for name in cls.__dataclass_fields__}
         return cls(**known)
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from defocus_mllm.console import run_script
-from eval.answer_files import OWN, AnswerFile, Imported, read_answers, shown
-from eval.files import sha256_of_files
+from eval.answer_files import OWN, AnswerFile, Imported, read_answers
+from eval.files import sha256_of_files, shown
 from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -93,7 +93,7 @@ def _load(benchmark: Benchmark, data_root: Path | None, answers: AnswerFile) -> 
         try:
             return benchmark.load_verified(data_root)
         except FileNotFoundError as no_data:
-            raise ValueError(f"{no_truth}; and there are no data: {no_data}") from no_truth
+            raise ValueError(f"{no_data}; nor do the answers hold the truth: {no_truth}") from no_truth
 
 
 def match(benchmark: Benchmark, answers: AnswerFile, data: BenchmarkData) -> Imported:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 
 from eval.answering import Outcome, answer
@@ -32,12 +34,13 @@ class Workers:
 
     def __init__(self, make_generator: MakeGenerator, count: int) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        wanted, self._wanted = context.Pipe(duplex=False)
         numbers = context.SimpleQueue()
         for number in range(1, count + 1):
             numbers.put(number)
         self.count = count
         self.capacity = count * BATCHES_AHEAD
-        self._pool = ProcessPoolExecutor(count, context, _start, (make_generator, numbers))
+        self._pool = ProcessPoolExecutor(count, context, _start, (make_generator, numbers, wanted))
 
     def submit(self, batch: Sequence[Request], max_new_tokens: int) -> Future[Outcome]:
         """Answer a batch in one of the processes; its exceptions are raised by the future's `result`."""
@@ -49,25 +52,48 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """End the processes: after an error at once, since nobody will write what they are working on."""
+        if error is not None:
+            self._wanted.close()
         self._pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerLostError(
+                "a process of --processes ended before its batch was answered (killed for lack of memory?); run again, "
+                "with fewer --processes if memory is short: all answers written so far are kept"
+            ) from error
+
+
+class WorkerLostError(ValueError):
+    """A process ended in the middle of its work, without an exception to show for it."""
 
 
 _generator: Generator
+_failure: Exception | None = None
 
 
-def _start(make_generator: MakeGenerator, numbers: multiprocessing.SimpleQueue[int]) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    global _generator
-    _generator = make_generator(numbers.get())
+def _start(
+    make_generator: MakeGenerator,
+    numbers: multiprocessing.SimpleQueue[int],
+    wanted: multiprocessing.connection.Connection,
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the others
+    threading.Thread(target=_exit_with_parent, args=(wanted,), daemon=True).start()
+    global _generator, _failure
+    try:
+        _generator = make_generator(numbers.get())
+    except Exception as error:
+        _failure = error  # the pool would report a process that ended; an answer's exception reaches the parent
 
 
-def _exit_with_parent() -> None:
-    """A pool's processes wait for ever for a parent that was killed; this one notices."""
+def _exit_with_parent(wanted: multiprocessing.connection.Connection) -> None:
+    """A pool's processes wait for ever for a parent that was killed; this one notices, or is told by a closed pipe."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([parent.sentinel, wanted])
         os._exit(1)
 
 
 def _answer(batch: Sequence[Request], max_new_tokens: int) -> Outcome:
+    if _failure is not None:
+        raise _failure
     return answer(_generator, batch, max_new_tokens)

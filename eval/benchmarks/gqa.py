@@ -39,7 +39,8 @@ def load(data_root: Path | None = None) -> BenchmarkData:
     root = find_folder("gqa", data_root, [_FILE], BENCHMARK.data_needed)
     questions = _read_object(root / _FILE)
     choices = _read_object(root / _CHOICES) if (root / _CHOICES).is_file() else None
-    entailing = all(set(row.get("entailed", ())) <= set(questions) for row in questions.values())
+    entails = any(set(row.get("entailed", ())) - {key} for key, row in questions.items())
+    entailing = entails and all(set(row.get("entailed", ())) <= set(questions) for row in questions.values())
     samples = []
     for key, row in questions.items():
         sample = _read(key, row, f"{root / _FILE}, question {key}")
@@ -128,6 +129,7 @@ BENCHMARK = Benchmark(
             distribution,
             style=Style(scale=1, unit=""),
             needs="group",
+            largest=None,
             is_centred=True,
         ),
     ),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer_files import LLAVA, AnswerFile, Format, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, Format, Imported
 from eval.benchmarks.official import (
     collect,
     field,
@@ -26,6 +26,7 @@ from eval.benchmarks.official import (
     read_table,
     table_images,
 )
+from eval.files import shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, Style, mean_of

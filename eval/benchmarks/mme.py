@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, judged, located
-from eval.files import read_json_lines
+from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Style

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
 from eval.benchmarks.official import collect, field, find_folder, judged, located
-from eval.files import read_json_lines
+from eval.files import read_json_lines, shown
 from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of
 from eval.metrics.multiple_choice import circular_sums

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Imported, shown
-from eval.files import read_json
+from eval.answer_files import LLAVA, OWN, AnswerFile, AnswerRow, Format, Imported
+from eval.files import read_json, shown
 from eval.layouts import exists
 from eval.metrics.multiple_choice import LETTERS
 from eval.samples import BenchmarkData, Prediction, Sample
@@ -83,7 +83,7 @@ def field(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
-    raise ValueError(f"{where}: expected the field {' or '.join(map(repr, names))}, found {sorted(row)}")
+    raise ValueError(f"{where}: expected the field {' or '.join(map(repr, names))}, found {shown(sorted(row))}")
 
 
 def read_records(path: Path, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
 from eval.benchmarks.official import (
     check_question,
     collect,
@@ -24,7 +24,7 @@ from eval.benchmarks.official import (
     recognise,
     short_prompt,
 )
-from eval.files import read_json_lines
+from eval.files import read_json_lines, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, Style

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, AnswerRow, Format, Imported
 from eval.benchmarks.official import collect, field, find_folder, judged, letter_prompt
-from eval.files import read_json
+from eval.files import read_json, shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.measures import Metric, Row, mean_of

@@ -12,9 +12,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import LLAVA, AnswerFile, Imported, shown
+from eval.answer_files import LLAVA, AnswerFile, Imported
 from eval.benchmarks.official import SHORT_SUFFIX, collect, field, find_folder, read_records, short_prompt
 from eval.benchmarks.soft_accuracy import METRICS, VQA_SUBMISSION, most_frequent, soft_judge
+from eval.files import shown
 from eval.hub import HubSource
 from eval.layouts import Layout
 from eval.registry import Benchmark

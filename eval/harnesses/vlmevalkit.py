@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from defocus_mllm.console import run_script
+from eval.checkpoints import find_checkpoint
 from eval.harnesses.vlmevalkit_model import Tally, ending_the_process, model_class
 from eval.harnesses.vlmevalkit_report import KitRun, check_run
-from eval.run import generator_of_process
+from eval.run import DTYPES, generator_of_process
 
 _NOT_FOR_LOCAL_MODELS = (
     *("--api-mode", "--base-url", "--custom-prompt", "--extra-body", "--key", "--local-media", "--max-tokens"),
@@ -43,9 +44,12 @@ _MAX_NEW_TOKENS = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse our arguments, run the kit with the others, then check what it wrote."""
     arguments, kit_arguments = _argument_parser().parse_known_args(argv)
-    name = arguments.name or arguments.model.resolve().name
+    _check(arguments.kit, kit_arguments)
+    checkpoint = find_checkpoint(arguments.model)  # the kit would find late that there is none
+    name = arguments.name or checkpoint.name.replace("/", "--")
+    if "/" in name:
+        raise ValueError(f"--name {name!r}: it becomes a folder's name, and must not contain '/'")
     run = _kit_run(name, kit_arguments)
-    _check(arguments.kit, arguments.model, name, kit_arguments)
     tally = Tally()
     _register(arguments, name, tally)
     command = [str(arguments.kit / "run.py"), "--model", name, *kit_arguments]
@@ -67,14 +71,10 @@ def _kit_run(name: str, kit_arguments: Sequence[str]) -> KitRun:
     return KitRun(name, tuple(known.data), Path(os.environ.get("MMEVAL_ROOT", known.work_dir)))
 
 
-def _check(kit: Path, model: Path, name: str, kit_arguments: Sequence[str]) -> None:
+def _check(kit: Path, kit_arguments: Sequence[str]) -> None:
     """Find before the kit starts what it would find late, or never."""
     if not (kit / "run.py").is_file() or not (kit / "vlmeval").is_dir():
         raise FileNotFoundError(f"--kit {kit}: no run.py with vlmeval/ there; give a checkout of VLMEvalKit")
-    if not (model / "config.json").is_file():
-        raise FileNotFoundError(f"--model {model}: no config.json there; give a folder with a saved model")
-    if "/" in name:
-        raise ValueError(f"--name {name!r}: it becomes a folder's name, and must not contain '/'")
     given = [argument.partition("=")[0] for argument in kit_arguments]
     if "--data" not in given:
         raise ValueError("--data: name the kit's data sets (--config of the kit cannot name this model)")
@@ -102,7 +102,7 @@ def _register(arguments: argparse.Namespace, name: str, tally: Tally) -> None:
     def build() -> Any:
         with ending_the_process(several):
             local = [int(os.environ.get(variable, default)) for variable, default in _PROCESS_VARIABLES.items()]
-            generator = generator_of_process(str(arguments.model), arguments.device, "auto", *local)
+            generator = generator_of_process(arguments.model, arguments.device, arguments.dtype, *local)
             return model_class()(generator, arguments.max_new_tokens, tally, several)
 
     # Names that contain those of other models get their options: {'use_vllm': False}.
@@ -154,11 +154,12 @@ def _argument_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # --mode is the kit's
     )
     parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="checkout of open-compass/VLMEvalKit")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="saved model and processor")
-    parser.add_argument("--name", help="the model's name in the kit's files (default: the folder's)")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a folder, or USER/NAME[@REVISION] on the Hub")
+    parser.add_argument("--name", help="the model's name in the kit's files (default: its own)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=_MAX_NEW_TOKENS, metavar="N", help="of an answer (default: %(default)s)"
     )
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as saved)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     return parser
 

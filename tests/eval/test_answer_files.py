@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openpyxl.styles import Font
 
 from eval.answer_files import read_answers
 
 ROWS = [{"index": "7", "prediction": "A\tcat"}, {"index": "8", "prediction": ""}, {"index": "9", "prediction": "né"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
-def cell(reference: str, text: str) -> str:
-    return f'<c r="{reference}" t="inlineStr"><is><t>{text}</t></is></c>'
-
-
-def write_workbook(path: Path, sheet: str, shared: str | None = None) -> Path:
-    """A workbook of hand-written XML; `sheet` are the rows of its first sheet, which is not the first part."""
-    with zipfile.ZipFile(path, "w") as archive:
-        sheets = f'<sheets><sheet name="x" sheetId="2" xmlns:r="{OFFICE}" r:id="rId9"/></sheets>'
-        archive.writestr("xl/workbook.xml", f"<workbook {MAIN}>{sheets}</workbook>")
-        relations = '<Relationship Id="rId1" Target="other.xml"/><Relationship Id="rId9" Target="worksheets/s.xml"/>'
-        archive.writestr("xl/_rels/workbook.xml.rels", f"<Relationships>{relations}</Relationships>")
-        archive.writestr("xl/worksheets/s.xml", f"<worksheet {MAIN}><sheetData>{sheet}</sheetData></worksheet>")
-        if shared is not None:
-            archive.writestr("xl/sharedStrings.xml", f"<sst {MAIN}>{shared}</sst>")
+def write_workbook(path: Path, *rows: Sequence[object]) -> Path:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for row in rows:
+        sheet.append(row)
+    book.save(path)
     return path
 
 
 @pytest.fixture
 def workbook(tmp_path: Path) -> Path:
-    """The three rows as Excel writes them: shared texts in runs, numbers, an empty row and a cell left out."""
-    sheet = (
-        '<row r="1"><c r="B1" t="s"><v>1</v></c><c r="A1" t="s"><v>0</v></c></row>'
-        '<row r="3"><c r="A3"><v>7</v></c><c r="B3" t="s"><v>2</v></c><c r="C3" s="1"/></row>'
-        '<row r="4"><c r="A4"><v>8</v></c></row><row r="5"><c r="A5" t="str"><v></v></c></row>'
-        f'<row r="6"><c r="A6"><v>9</v></c>{cell("B6", "né")}</row>'
+    """The three rows with numbers for indices, an empty row, a cell left out, a styled empty one, and another sheet."""
+    path = write_workbook(
+        tmp_path / "answers.xlsx", ["index", "prediction"], [], [7.0, "A\tcat"], [8], ["", None], [9, "né"]
     )
-    runs = "<si><r><t>A</t></r><r><t>\tcat</t></r><rPh><t>!</t></rPh></si>"
-    shared = f"<si><t>index</t></si><si><t>prediction</t></si>{runs}"
-    return write_workbook(tmp_path / "answers.xlsx", sheet, shared)
+    book = openpyxl.load_workbook(path)
+    book.worksheets[0]["C3"].font = Font(bold=True)
+    book.create_sheet("notes").append(["nothing"])
+    book.save(path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -135,9 +128,8 @@ def test_truncated_and_foreign_workbooks_are_named(workbook: Path, tmp_path: Pat
         archive.writestr("word/document.xml", "<w/>")
     with pytest.raises(ValueError, match=r"document\.xlsx: not an \.xlsx workbook"):
         read_answers(tmp_path / "document.xlsx")
-    ragged = f'<row r="1">{cell("A1", "index")}</row><row r="2">{cell("A2", "7")}{cell("C2", "x")}</row>'
     with pytest.raises(ValueError, match="row 2: 3 columns, but the header has 1"):
-        read_answers(write_workbook(tmp_path / "ragged.xlsx", ragged))
+        read_answers(write_workbook(tmp_path / "ragged.xlsx", ["index"], ["7", None, "x"]))
 
 
 @given(start=st.integers(0, 10_000), patch=st.binary(min_size=1, max_size=8))
@@ -146,8 +138,7 @@ def test_damage_never_escapes_as_another_error(
     tmp_path_factory: pytest.TempPathFactory, start: int, patch: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    row = f'<row r="1">{cell("A1", "index")}</row><row r="2">{cell("A2", "7")}</row>'
-    contents = {"a.xlsx": write_workbook(folder / "a.xlsx", row).read_bytes(), "b.jsonl": LINES.encode()}
+    contents = {"a.xlsx": write_workbook(folder / "a.xlsx", ["index"], ["7"]).read_bytes(), "b.jsonl": LINES.encode()}
     contents["c.tsv"] = b"index\tprediction\n7\tA\n"
     for name, content in contents.items():
         at = start % len(content)

@@ -97,7 +97,7 @@ def test_a_centred_interval_holds_a_value_that_drawing_raises() -> None:
     assert centred["ci95"][0] < centred["value"] < centred["ci95"][1]
     assert np.diff(centred["ci95"]) == pytest.approx(np.diff(plain["ci95"]))
     assert centred["method"] == "cluster_bootstrap_centred"
-    nothing = estimate(np.zeros((9, 2)), clusters[:9], lambda sums: sums[..., 0], is_centred=True)
+    nothing = estimate(np.zeros((9, 2)), clusters[:9], lambda sums: sums[..., 0], largest=None, is_centred=True)
     assert nothing["ci95"] == [0, 0]
 
 
@@ -114,6 +114,8 @@ def test_one_image_is_not_certainty() -> None:
     half = estimate(components(np.array([1.0, 0.0])), ["same", "same"])
     assert (half["value"], half["se"], half["method"]) == (0.5, None, "wilson")
     assert half["ci95"] == [pytest.approx(0.0546, abs=1e-4), pytest.approx(0.9454, abs=1e-4)]
+    tenths = estimate(components(np.tile([0.1, 0.3, 0.9], 99)[::-1]), ["same"] * 297)
+    assert tenths["method"] == "wilson"
     unbounded = estimate(components(np.array([1.0, 0.0])), ["same", "same"], largest=None)
     assert (unbounded["value"], unbounded["ci95"], unbounded["method"]) == (0.5, None, "none")
 

@@ -160,6 +160,14 @@ def test_a_batch_is_on_disk_before_the_next_begins(journal_path: Path) -> None:
         assert json.loads(journal_path.read_text())["text"] == "yes"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").symlink_to("/dev/full")
+    full = rf"No space left on device: '{tmp_path}/predictions\.jsonl'"
+    with pytest.raises(OSError, match=full), PredictionJournal(tmp_path / "predictions.jsonl", {"1": "k"}) as journal:
+        journal.append([Prediction("1", "red")])
+
+
 def test_malformed_journal_line_is_named(journal_path: Path) -> None:
     journal_path.parent.mkdir()
     journal_path.write_text('{"id": "a", "text": "yes", "key": "k"}\n{"id": \n{"id": "b", "text": "no", "key": "k"}\n')

@@ -76,6 +76,11 @@ def test_incomplete_predictions_replace_no_complete_result(predictions: Path, da
         ('{"id": "test-00000", "text": "no"}', "record 61: a second prediction for 'test-00000'"),
         ('{"id": "test-99999", "text": "no"}', "record 61: 'test-99999' is no sample"),
         ('{"id": "test-00000"}', "record 61: 'text' must be a string"),
+        ('{"id": "' + "x" * 10**6 + '", "text": "no"}', "record 61: 'xx.{60,90}' is no sample"),
+        (
+            '{"id": "test-00000", "text": [' + "1, " * 10**6 + "1]}",
+            r"record 61: 'text' must be a string, found \[1, .{,60}$",
+        ),
         ("[1]", "line 61: expected a JSON object"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from eval.generator import TransformersGenerator
 from eval.registry import Benchmark, get_benchmark
 from eval.run import evaluate
-from eval.workers import Workers
+from eval.workers import WorkerLostError, Workers
 from tests.eval.fake_generator import FakeGenerator, SlowGenerator
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,6 +50,49 @@ def test_an_error_in_a_worker_ends_the_run(benchmark: Benchmark, data_root: Path
     ):
         evaluate(benchmark, SlowGenerator(0.5), tmp_path, data_root, batch_size=4, workers=workers)
     assert not (tmp_path / "easy_vqa" / "results.json").exists()
+
+
+class Ends(SlowGenerator):
+    """Its process is killed, its weights are missing, or it takes an hour."""
+
+    @classmethod
+    def how(cls, way: str, number: int) -> Ends:
+        if way == "missing":
+            raise ValueError("--model: a worker's weights are missing")
+        generator = cls(0.0)
+        generator.way = way
+        return generator
+
+    def generate(self, requests, max_new_tokens):
+        if self.way == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(3600)
+
+
+class Interrupted(SlowGenerator):
+    """The user presses Ctrl-C as soon as a worker has begun."""
+
+    def generate(self, requests, max_new_tokens):
+        if len(self.batches) == 4:
+            raise KeyboardInterrupt
+        return super().generate(requests, max_new_tokens)
+
+
+@pytest.mark.parametrize(
+    ("way", "kind", "message"),
+    [
+        ("killed", WorkerLostError, "a process of --processes ended before its batch was answered"),
+        ("missing", ValueError, "--model: a worker's weights are missing"),
+        ("slow", KeyboardInterrupt, None),
+    ],
+)
+def test_what_ends_a_worker_ends_the_run_at_once(
+    way: str, kind: type[BaseException], message: str | None, benchmark: Benchmark, data_root: Path, tmp_path: Path
+) -> None:
+    own = Interrupted(2.0) if way == "slow" else SlowGenerator(1.0)
+    with pytest.raises(kind, match=message), Workers(functools.partial(Ends.how, way), 1) as workers:
+        evaluate(benchmark, own, tmp_path, data_root, batch_size=2, workers=workers)
+    assert answers_in(tmp_path / "easy_vqa" / "predictions.jsonl") > 0, "the own answers are kept"
 
 
 def test_two_runs_do_not_write_one_journal(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:

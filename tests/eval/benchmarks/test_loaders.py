@@ -219,6 +219,9 @@ def test_gqa_scores_what_the_data_allow(tmp_path: Path) -> None:
         data.samples[0].categories | {"words": "3", "steps": "1", "detailed": "weather"} == data.samples[0].categories
     )
     assert names_of_metrics("gqa", data, answers) == {"accuracy", "accuracy_lenient", "distribution"}
+    write(tmp_path / "testdev_balanced_questions.json", {key: row | {"entailed": [key]} for key in questions})
+    nothing_entailed = get_benchmark("gqa").load(tmp_path)
+    assert "consistency" not in names_of_metrics("gqa", nothing_entailed, answers)
 
     write(tmp_path / "testdev_balanced_questions.json", questions | {"02": row | {"entailed": []}})
     choices = {key: {"valid": ["fog", "rain"], "plausible": ["fog"]} for key in questions}

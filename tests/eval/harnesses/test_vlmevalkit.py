@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from defocus_mllm.console import run_script
@@ -91,8 +92,9 @@ def test_errors_that_the_kit_swallows_end_the_command(
     stand_in.ask("unscored", good, metrics={})
     stand_in.ask("silent", good, error_message="")
     stand_in.ask("unknown", good, skip_reason="invalid_dataset")
-    names = ["good", "torn", "video", "system", "turns", "unscored", "silent", "unknown"]
-    with pytest.raises(ValueError, match="1 of 8 data sets are done") as caught:
+    stand_in.ask("half", good, status="infer", metrics={"Overall": 1})
+    names = ["good", "torn", "video", "system", "turns", "unscored", "silent", "unknown", "half"]
+    with pytest.raises(ValueError, match="1 of 9 data sets are done") as caught:
         launch(stand_in, model_dir, "--data", *names)
     message = str(caught.value)
     assert "torn.png" in message
@@ -102,7 +104,32 @@ def test_errors_that_the_kit_swallows_end_the_command(
     assert "unscored: the kit computed no metric" in message
     assert "silent: the kit failed without a message" in message
     assert "unknown: skipped by the kit: invalid_dataset" in message
+    assert "half: not finished (status 'infer')" in message
     assert "good:" not in message
+
+
+def test_one_of_several_processes_ends_with_its_error(
+    stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait for it; the kit, which goes on after an `Exception`, must not see one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stand_in.ask("system", {"message": [{"type": "text", "value": "be brief", "role": "system"}]})
+    with pytest.raises(SystemExit, match="error: system: its messages have a part of role 'system'"):
+        launch(stand_in, model_dir, "--data", "system")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, for which the kit's NCCL is right")
+def test_several_processes_without_a_gpu_speak_gloo(
+    stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda **options: asked.append(options))
+    run = stand_in.kit / "run.py"
+    begin = "import torch.distributed\ntorch.distributed.init_process_group(backend='nccl', timeout=7)\n"
+    run.write_text(begin + run.read_text())
+    stand_in.ask("own", {"message": [part("is it red?")]})
+    launch(stand_in, model_dir, "--data", "own")
+    assert asked == [{"backend": "gloo", "timeout": 7}]
 
 
 def test_failed_samples_are_no_wrong_answers(
@@ -165,7 +192,7 @@ def test_arguments_without_effect_are_refused(
 def test_what_is_missing_is_named(stand_in: StandIn, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="--data: name the kit's data sets"):
         launch(stand_in, model_dir)
-    with pytest.raises(FileNotFoundError, match=r"--model .*: no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"--model: .* holds no saved model"):
         launch(stand_in, model_dir.parent, "--data", "own")
     monkeypatch.setenv("LMUData", "/nowhere")
     with pytest.raises(FileNotFoundError, match="LMUData=/nowhere: no such folder"):

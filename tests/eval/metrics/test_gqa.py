@@ -47,6 +47,7 @@ def test_consistency_averages_over_right_answers_that_entail_others() -> None:
 
 def test_choices_after_conversion_and_what_things_have_in_common() -> None:
     assert is_among("Red..", ["red"], "queryAttr")
+    assert not is_among(" red", ["red"], "queryAttr")
     assert not is_among("red", ["blue"], "queryAttr")
     assert is_among("Color", ["red"], "twoCommon")
     assert not is_among("red", ["red"], "twoCommon")

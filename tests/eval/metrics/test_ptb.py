@@ -37,6 +37,51 @@ from eval.metrics.ptb import tokenize_captions
         ("12/25/2010 555-1234 -5 +5 :30", "12/25/2010 555-1234 -5 +5 :30"),
         ("and/or w/ a/b/c/d", "and/or w / a/b/c / d"),
         ("----- --- -", "-----"),
+        ("C++ and c# or F#", "c++ and c# or f#"),
+        ("'twas so, 'tis", "'t was so 't is"),
+        ("a\u2013b &mdash; c", "a b c"),
+        ("R&amp;B &lt;a&gt; &quot;b&quot; &#39; &nbsp; c", "r&b < a > b &#39; c"),
+        ("J's, A's 2's", "j 's a 's 2 's"),
+        ("isn`t ma`am", "is n`t ma`am"),
+        ("d' or l' ol' somethin' Dunkin' x", "d' or l' ol' somethin' dunkin' x"),
+        ("N'Sync R'lyeh", "n'sync r'lyeh"),
+        ("cont'd. s'mores ev'ry nat'l", "cont'd. s'mores ev'ry nat'l"),
+        ("www.a.bc/x www.a.b.cde it.com it.com/ab. x.yz", "www.a.bc / x www.a.b.cde it.com it.com/ab x.yz"),
+        ("12/25/10 1/2-90's", "12/25/10 1/2-90 's"),
+        ("\u207a² x\u2082 5¹", "\u207a² x \u2082 5 ¹"),
+        ("11/12 of 3/4\u2044", "11/12 of 3/4 \u2044"),
+        ("pro- or anti-, S&P-500 C.D.s", "pro- or anti- s&p-500 c.d.s"),
+        ("Cap'n c'est", "cap'n c'est"),
+        ("c. d", "c. d"),
+        ("Sr. Jr. Bldg.x y", "sr. jr. bldg. x y"),
+        ("Canada-U.S. U.S.-U.K x", "canada-u.s. u.s.-u.k x"),
+        ("in '90 x", "in '90 x"),
+        ("5.x! 2.jpg 3.pdfs", "5.x 2.jpg 3 pdfs"),
+        ("word.; x", "word. x"),
+        ("<<a>> > b", "<< a >> > b"),
+        ("^_^ (^_^) (-_-)", "^_^ -lrb-^_^-rrb- -lrb--_--rrb-"),
+        ("ok .... b . . . c", "ok b c"),
+        ("p.m.-ish., e.g.-b b-U.S.", "p.m.-ish. e.g.-b b-u.s."),
+        ("F-16., x-y.; a-1.5", "f-16. x-y. a-1 .5"),
+        ("x_y-z., A&P., B&W", "x_y-z. a&p. b&w"),
+        ("'do 'a 's", "do a 's"),
+        ("’man d’you ‘tis’", "'m an d’you tis"),
+        ("n’t don’t.", "n't do n't"),
+        ("*a* **b** \\* =d", "* a * ** b ** \\* =d"),
+        ("a@b.c,d <e@f.g> mailto:x@y.z", "a@b.c,d <e@f.g> mailto:x@y.z"),
+        ("a.m. The c. The c. Two", "a.m. the c the c. two"),
+        ("no. 5 fig. a ca.5", "no. 5 fig a ca. 5"),
+        ("$5 US$6 us$7 #8", "$ 5 us$ 6 us $ 7 # 8"),
+        ("ftp://a.b/c, https://d.e-", "ftp / / a.b / c https://d.e"),
+        ("“‘’”  `` ''", "``` '''"),
+        ("État naïve Äñ \ufb01", "état naïve äñ \ufb01"),
+        ("@@a ##b ~c %d", "@@ a ## b ~ c % d"),
+        ("5-a,b-c 1.5-a 1,5a", "5-a b-c 1.5-a 1,5 a"),
+        ("é \xad co\xadop", "é coop"),
+        ("a &amp; b", "a & b"),
+        ("a&b.com x%y.org, z", "a&b.com x%y.org z"),
+        ("ab.cd., x", "ab.cd. x"),
+        ("...5 .....6 ......7", "5 6 .7"),
         ("", ""),
     ],
 )
@@ -48,6 +93,13 @@ def test_fractions_and_telephone_numbers_keep_their_blanks() -> None:
     assert tokenize_captions(["1 1/2 of 555 555 1234"]) == [["1\xa01/2", "of", "555\xa0555\xa01234"]]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("see etc.", "see etc."), ("they don't", "they do n't"), ("his dog's", "his dog 's")]
+)
+def test_the_end_of_the_last_caption(text: str, tokens: str) -> None:
+    assert tokenize_captions([text]) == [tokens.split()]
+
+
 def test_a_final_letter_depends_on_the_next_caption() -> None:
     lines = ["plan b.", "A dog", "plan b.", "Two dogs", "plan b."]
     assert [tokens[-1] for tokens in tokenize_captions(lines)] == ["b", "dog", "b.", "dogs", "b."]
@@ -55,6 +107,13 @@ def test_a_final_letter_depends_on_the_next_caption() -> None:
 
 def test_line_ends_inside_a_caption_are_blanks() -> None:
     assert tokenize_captions(["a\nb\r\nc\u2028d", "e"]) == [["a", "b", "c", "d"], ["e"]]
+
+
+def test_a_fraction_is_two_words_for_cider() -> None:
+    references = {1: ["1 1/2 miles"], 2: ["x y z"]}
+    assert (
+        cider_per_image({1: "1/2 miles", 2: "x"}, references)[1] > cider_per_image({1: "miles", 2: "x"}, references)[1]
+    )
 
 
 def test_cider_reads_captions_in_the_order_of_the_references() -> None:
