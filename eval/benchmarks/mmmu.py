@@ -164,10 +164,20 @@ def judge(text: str, sample: Sample) -> dict[str, Any]:
         official = parse_mmmu_choice(text, sample.choices)
         lenient = official or parse_letter_lenient(text, sample.choices)
     else:
-        official = lenient = text if len(text) == 1 and text in LETTERS else None
+        official = lenient = _only_letter(text, sample)
     guess = 1 / len(sample.choices) if official is None and sample.choices else 0.0
     row = one_right_answer(official, lenient, sample)
     return row | {"score_with_guesses": row["score"] or guess}
+
+
+def _only_letter(text: str, sample: Sample) -> str | None:
+    """The letter that was read elsewhere; None for ""."""
+    if len(text) > 1 or text not in LETTERS:
+        raise ValueError(
+            f"{sample.id}: {text[:40]!r} is no letter, and only the tables have the options to read it by: give "
+            "--data-root DIR with DIR/mmmu/SUBJECT/validation-*.parquet"
+        )
+    return text or None
 
 
 def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
@@ -176,12 +186,12 @@ def import_predictions(answers: AnswerFile, data: BenchmarkData) -> Imported:
 
 
 def write_submission(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
-    """The object id -> answer that `main_eval_only.py` scores; an answer without a letter stands as it was given."""
+    """The object id -> answer that `main_eval_only.py` scores; "" where no letter could be read."""
     answers = {}
     for sample in data.samples:
         text = predictions[sample.id].text
         is_choice = sample.categories["question_type"] == _CHOICE
-        answers[sample.id] = (judge(text, sample)["parsed"] or text) if is_choice else text
+        answers[sample.id] = (judge(text, sample)["parsed"] or "") if is_choice else text
     return json.dumps(answers, indent=1, ensure_ascii=False)
 
 

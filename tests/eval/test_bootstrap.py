@@ -114,6 +114,8 @@ def test_one_image_is_not_certainty() -> None:
     half = estimate(components(np.array([1.0, 0.0])), ["same", "same"])
     assert (half["value"], half["se"], half["method"]) == (0.5, None, "wilson")
     assert half["ci95"] == [pytest.approx(0.0546, abs=1e-4), pytest.approx(0.9454, abs=1e-4)]
+    tenths = estimate(components(np.tile([0.1, 0.3, 0.9], 99)[::-1]), ["same"] * 297)
+    assert tenths["method"] == "wilson"
     unbounded = estimate(components(np.array([1.0, 0.0])), ["same", "same"], largest=None)
     assert (unbounded["value"], unbounded["ci95"], unbounded["method"]) == (0.5, None, "none")
 

@@ -35,7 +35,7 @@ class Unavailable(Exception):
 
 def cache_folder() -> Path:
     """Where the tests of the installed release are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defocus-mllm"
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defocus_mllm"
     return Path(os.environ.get("DEFOCUS_CACHE", default)) / f"transformers-{transformers.__version__}-tests"
 
 

@@ -79,6 +79,15 @@ def test_a_part_has_other_frequencies_and_no_headline_number(data: BenchmarkData
     assert score_samples(benchmark, data.samples, {}) == []
 
 
+def test_the_interval_of_full_marks_ends_at_ten(data: BenchmarkData, benchmark: Benchmark) -> None:
+    perfect = {sample.id: Prediction(sample.id, "a b c d e") for sample in data.samples}
+    rows = [row | {"cider": 10.0, "cider_lenient": 0.0} for row in score_samples(benchmark, data.samples, perfect)]
+    metrics = build_results(benchmark, data, rows, model={"name": None}, generation=None, throughput=None)["metrics"]
+    low, high = metrics["cider"]["ci95"]
+    assert 3 < low < high == 10
+    assert metrics["cider_lenient"]["ci95"][1] < 7
+
+
 def test_results_in_and_out(data: BenchmarkData, benchmark: Benchmark, tmp_path: Path) -> None:
     path = write_submission(tmp_path, benchmark, data, ANSWERS)
     assert path is not None

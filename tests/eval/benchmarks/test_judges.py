@@ -10,6 +10,7 @@ import pytest
 from eval.bootstrap import estimate
 from eval.compare import _compare_metric, _describe_metric
 from eval.measures import Metric
+from eval.metrics.gqa import distribution, distribution_counts, is_among
 from eval.metrics.yes_no import PERCEPTION
 from eval.registry import get_benchmark
 from eval.results import _estimate, format_estimate
@@ -71,3 +72,10 @@ def test_one_image_without_bounds_has_no_interval() -> None:
     one = estimate([[1.0, 0.5]], ["a"], difference, largest=None)
     printed = format_estimate(one | {"style": {"scale": 1.0, "digits": 1, "unit": ""}})
     assert printed == "0.5 (no interval: one image only)"
+
+
+def test_gqa_scores_besides_accuracy_count_white_space_too() -> None:
+    assert is_among("Red.", ["red"], "")
+    assert not is_among("red ", ["red"], "")
+    rows = [{"group": "g", "target": "red", "text": text} for text in ("Red.", "red", " red")]
+    assert distribution(distribution_counts(rows).sum(axis=0)) == pytest.approx((3 - 2) ** 2 / 3 / 100)

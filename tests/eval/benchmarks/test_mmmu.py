@@ -118,7 +118,12 @@ def test_truth_alone_scores_letters_that_are_read(tmp_path: Path) -> None:
     benchmark = get_benchmark("mmmu")
     data = benchmark.load(tmp_path)
     assert value(data, {"validation_Art_1": "B", "validation_Math_2": "3.43 or so"}) == 1
-    assert value(data, {"validation_Art_1": "(B)"}) == 0  # without its options, an answer cannot be read
+    assert value(data, {"validation_Art_1": ""}) == 0
+    for text in ("(B)", "AB"):
+        with pytest.raises(
+            ValueError, match=r"^validation_Art_1: .* is no letter, and only the tables have the options"
+        ):
+            value(data, {"validation_Art_1": text})
     assert [sample.images[0].split("/")[0] for sample in data.samples] == ["Art", "Math"]
     (tmp_path / "total_val_output.json").write_text(json.dumps({"validation_Art_1": "B", "validation_Math_2": "x"}))
     assert benchmark.import_predictions is not None
@@ -136,9 +141,9 @@ def test_official_and_llava_answer_files(data: BenchmarkData, tmp_path: Path) ->
     written = json.loads(path.read_text())
     assert (written["validation_Art_1"], written["validation_Math_1"]) == ("A", "so 3.43")
     assert benchmark.import_predictions(read_answers(path), data).predictions["validation_Art_1"].text == "A"
-    unread = {name: Prediction(name, "none of them") for name in given}
-    assert benchmark.submission is not None
-    assert json.loads(benchmark.submission.write(data, unread))["validation_Art_1"] == "none of them"
+    unread = write_submission(tmp_path, benchmark, data, given | {"validation_Art_1": Prediction("", "b")})
+    assert unread is not None
+    assert json.loads(unread.read_text())["validation_Art_1"] == ""
     official = tmp_path / "output.json"
     official.write_text(json.dumps([{"id": name, "answer": "B", "response": text} for name, text in texts.items()]))
     assert benchmark.import_predictions(read_answers(official), data).predictions == given

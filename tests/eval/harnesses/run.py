@@ -43,7 +43,7 @@ def environment_folder() -> Path:
         *site.getsitepackages(),
     ]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defocus-mllm"
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defocus_mllm"
     return Path(os.environ.get("DEFOCUS_CACHE", default)) / f"lmms-eval-{digest}"
 
 
