@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from eval.metrics.exact_match import lenient_exact_match
+
 
 def surface_forms(option: str) -> tuple[str, ...]:
     """The ways an option may begin an answer: as it is, in lower case, capitalised, each also after a space."""
@@ -69,9 +71,4 @@ def most_likely(likelihoods: Mapping[str, float]) -> str:
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> float:
     """Share of rows whose generated answer is the most likely option (case and a closing period aside)."""
-    same = (_plain(row["text"]) == _plain(most_likely(row["ll"])) for row in rows)
-    return sum(same) / len(rows)
-
-
-def _plain(text: str) -> str:
-    return text.strip().removesuffix(".").strip().lower()
+    return sum(lenient_exact_match(row["text"], most_likely(row["ll"])) for row in rows) / len(rows)

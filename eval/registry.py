@@ -190,7 +190,8 @@ class Benchmark:
         found = len(data.samples)
         if len({sample.id for sample in data.samples}) != found:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
-        if found != self.number_expected(data) or (data.origin is None and not self.is_known(data.fingerprint())):
+        other_data = data.origin is None and self.fingerprint not in (None, data.fingerprint())
+        if found != self.number_expected(data) or other_data:
             expected = self.fingerprint[:12] if self.fingerprint else "any"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
@@ -203,14 +204,6 @@ class Benchmark:
         """Number of samples of the whole split, in the edition that these data are."""
         found = len(data.samples)
         return found if data.origin is not None and found in data.origin.counts else self.n_expected
-
-    def is_known(self, fingerprint: str) -> bool:
-        """Whether data of this fingerprint are accepted: any where the official fingerprint is not known."""
-        return self.fingerprint in (None, fingerprint)
-
-    def is_official(self, fingerprint: str) -> bool:
-        """Whether data of this fingerprint are known to be the official ones."""
-        return fingerprint == self.fingerprint
 
 
 def benchmark_names() -> list[str]:

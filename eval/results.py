@@ -126,7 +126,7 @@ def _describe_benchmark(benchmark: Benchmark, data: BenchmarkData, n: int, limit
         "n_expected": benchmark.number_expected(data),
         "limit": limit,
         "fingerprint": fingerprint,
-        "fingerprint_checked": benchmark.is_official(fingerprint),
+        "fingerprint_checked": fingerprint == benchmark.fingerprint,
         "origin": None if data.origin is None else {"name": str(data.origin), **asdict(data.origin)},
         "data_root": str(data.root),
         "image_root": str(data.image_root),

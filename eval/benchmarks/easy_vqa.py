@@ -11,11 +11,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.official import bare_prompt, import_by_position
+from eval.benchmarks.official import bare_prompt, import_by_position, one_right_answer
 from eval.files import read_json
 from eval.layouts import Layout
 from eval.measures import mean_of
-from eval.metrics.exact_match import exact_match, lenient_exact_match
 from eval.registry import Baseline, Benchmark
 from eval.samples import BenchmarkData, Sample
 
@@ -66,12 +65,7 @@ def parse(text: str) -> str | None:
 
 def judge(text: str, sample: Sample) -> dict[str, Any]:
     """The sample's row: the answer as it is, and with letter case and one closing period forgiven."""
-    return {
-        "parsed": parse(text),
-        "parsed_lenient": parse(text.strip().removesuffix(".").lower()),
-        "score": exact_match(text, sample.target),
-        "score_lenient": lenient_exact_match(text, sample.target),
-    }
+    return one_right_answer(parse(text), parse(text.strip().removesuffix(".").lower()), sample)
 
 
 BENCHMARK = Benchmark(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from eval.samples import Prediction
 from tests.eval.fake_generator import FakeGenerator
 
 REQUESTS = [Request(str(index), "what?", (Path(f"{index}.png"),)) for index in range(11)]
+
+
+@pytest.fixture(autouse=True)
+def frozen() -> Iterator[None]:
+    """A collection of garbage, as after every lack of memory, looks through what the test made alone."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class SmallMemory(FakeGenerator):
