@@ -148,26 +148,20 @@ BENCHMARK = Benchmark(
     submission=Submission("nlvr_dev_predictions.csv", write_submission),
 )
 
-BENCHMARK_TEST = dataclasses.replace(
-    BENCHMARK,
-    name="nlvr_test",
-    split="test",
-    data_needed=_data_needed("test"),
-    layouts=(_layout("test"),),
-    shares_folder="nlvr",
-    n_expected=5940,
-    fingerprint="7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8",
-    submission=Submission("nlvr_test_predictions.csv", write_submission),
-)
 
-BENCHMARK_HIDDEN = dataclasses.replace(
-    BENCHMARK,
-    name="nlvr_hidden",
-    split="hidden",
-    data_needed=_data_needed("hidden"),
-    layouts=(_layout("hidden"),),
-    shares_folder="nlvr",
-    n_expected=5910,
-    fingerprint="338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb",
-    submission=Submission("nlvr_hidden_predictions.csv", write_submission),
-)
+def _other_split(split: str, n_expected: int, fingerprint: str) -> Benchmark:
+    return dataclasses.replace(
+        BENCHMARK,
+        name=f"nlvr_{split}",
+        split=split,
+        data_needed=_data_needed(split),
+        layouts=(_layout(split),),
+        shares_folder="nlvr",
+        n_expected=n_expected,
+        fingerprint=fingerprint,
+        submission=Submission(f"nlvr_{split}_predictions.csv", write_submission),
+    )
+
+
+BENCHMARK_TEST = _other_split("test", 5940, "7927734023e79e6d6081b8560da635cfceaaf276d950e3b4382671f1dcb8b7b8")
+BENCHMARK_HIDDEN = _other_split("hidden", 5910, "338f57addc8fc14070b3480fd9b421dd663d9f8d856f03c56982e68e969ae4fb")
