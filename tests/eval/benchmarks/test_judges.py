@@ -35,6 +35,14 @@ def test_gqa_counts_white_space_as_its_script_does(answer: str, score: float) ->
     assert get_benchmark("gqa").judge(answer, Sample("1", (), "?", "yes", "i"))["score"] == score
 
 
+@pytest.mark.parametrize("name", ["chartqa", "docvqa", "docvqa_test", "gqa", "mm_vet", "mmmu", "vqav2"])
+def test_nothing_but_white_space_is_no_answer(name: str) -> None:
+    question = Sample("1", (), "?", "5", "i", {"question_type": "open"}, answers=("5",) * 10)
+    judge = get_benchmark(name).judge
+    for text, read in ((" \n", None), (" 5\n", "5")):
+        assert (judge(text, question)["parsed"], judge(text, question)["parsed_lenient"]) == (read, read)
+
+
 def test_a_sampling_of_pope_without_questions_has_no_score() -> None:
     rows = rows_of("pope", [Sample(f"{n}", (), "?", "yes", f"{n}", {"category": "popular"}) for n in range(30)])
     assert format_estimate(_estimate(rows, metric("pope", "popular_f1"), "image")).startswith("1.000000 (95 %")

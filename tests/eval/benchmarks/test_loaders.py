@@ -239,6 +239,9 @@ def test_gqa_scores_what_the_data_allow(tmp_path: Path) -> None:
     write(tmp_path / "testdev_balanced_questions.json", [1])
     with pytest.raises(ValueError, match="expected an object of records"):
         get_benchmark("gqa").load(tmp_path)
+    write(tmp_path / "testdev_balanced_questions.json", questions | {"03": "why?"})
+    with pytest.raises(ValueError, match=r"questions\.json, '03': expected a JSON object, found 'why\?'"):
+        get_benchmark("gqa").load(tmp_path)
 
 
 def test_vizwiz_answerability(tmp_path: Path) -> None:
