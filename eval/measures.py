@@ -74,6 +74,7 @@ class Metric:
     """The largest possible value, where the smallest is 0: at both the interval is Wilson's. None: there is none."""
     needs: str | None = None
     """Entry of the rows without which there is nothing to compute: data that only some installations have."""
+    higher_is_better: bool = True
     is_centred: bool = False
     """How the interval is put at the value: see `eval.bootstrap.estimate`."""
 

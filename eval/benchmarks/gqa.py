@@ -113,6 +113,7 @@ BENCHMARK = Benchmark(
             style=Style(scale=1, unit=""),
             needs="group",
             largest=None,
+            higher_is_better=False,
             is_centred=True,
         ),
     ),

@@ -59,7 +59,7 @@ metadata:
 _METRIC = """\
   - metric: {name}
     aggregation: !function eval.harnesses.lmms_tasks.aggregate
-    higher_is_better: true"""
+    higher_is_better: {higher}"""
 
 
 def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
@@ -77,7 +77,7 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     task = benchmark.name + SUFFIX
     scored = [benchmark.judge("", sample) for sample in data.samples]
-    metrics = [metric.name for metric in benchmark.metrics if metric.applies_to(scored)]
+    metrics = [metric for metric in benchmark.metrics if metric.applies_to(scored)]
     rows = [_document(benchmark, data.image_root, sample) for sample in data.samples]
     for row, sample in zip(rows, data.samples, strict=True):
         if _sample(row) != sample:
@@ -88,7 +88,9 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
         split=benchmark.split,
         data=json.dumps(f"{task}.jsonl"),
         max_new_tokens=benchmark.max_new_tokens,
-        metrics="\n".join(_METRIC.format(name=name) for name in metrics),
+        metrics="\n".join(
+            _METRIC.format(name=metric.name, higher=json.dumps(metric.higher_is_better)) for metric in metrics
+        ),
         version=json.dumps(benchmark.version),
     )
     write_text_atomically(folder / f"{task}.yaml", text)

@@ -67,8 +67,10 @@ def test_metrics_that_the_data_do_not_allow_are_left_out(tmp_path: Path) -> None
     categories = {"detailed": "", "kind": "open"}
     samples = [Sample(name, (), "what?", "dog", name, categories, details={"group": "animal"}) for name in "ab"]
     path = write_task(benchmark, BenchmarkData(tmp_path, tuple(samples)), tmp_path / "tasks")
-    metrics = [each["metric"] for each in yaml.load(path.read_text(encoding="utf-8"), Loader)["metric_list"]]
+    listed = yaml.load(path.read_text(encoding="utf-8"), Loader)["metric_list"]
+    metrics = [each["metric"] for each in listed]
     assert metrics == ["accuracy", "accuracy_lenient", "distribution"]
+    assert [each["higher_is_better"] for each in listed] == [True, True, False]
     results = [process_results(row, [answer]) for row, answer in zip(rows_of(path), ("dog", "cat"), strict=True)]
     assert [aggregate([result[name] for result in results]) for name in metrics] == [0.5, 0.5, 0.005]
     assert set(results[0]) == {"id", "text", *metrics}
