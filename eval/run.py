@@ -23,7 +23,8 @@ from defocus_mllm.console import run_script
 from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.generator import Generator, TransformersGenerator
-from eval.listing import list_benchmarks
+from eval.layouts import check_data_root
+from eval.listing import check_data_are_here, list_benchmarks
 from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.runner import Answers, generate_answers
@@ -39,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, then evaluate each benchmark in turn."""
     parser = _argument_parser()
     arguments = parser.parse_args(argv)
+    check_data_root(arguments.data_root)
     if arguments.list:
         print(list_benchmarks(arguments.data_root))
         return
     missing = [f"--{name}" for name in ("model", "benchmarks", "output") if getattr(arguments, name) is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
-    benchmarks = [get_benchmark(name) for name in arguments.benchmarks.split(",")]
+    benchmarks = [get_benchmark(name.strip()) for name in arguments.benchmarks.split(",")]
+    check_data_are_here(benchmarks, arguments.data_root)
     make_generator = functools.partial(
         generator_of_process, arguments.model, arguments.device, arguments.dtype, arguments.processes
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from defocus_mllm.console import run_script
 from eval.answer_files import OWN, AnswerFile, Imported, read_answers
 from eval.files import sha256_of_files, shown
+from eval.layouts import check_data_root
 from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
 from eval.samples import BenchmarkData, Prediction
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="data in DIR/BENCHMARK instead of the default")
     parser.add_argument("--partial", action="store_true", help="accept a file that misses samples: no headline number")
     arguments = parser.parse_args(argv)
+    check_data_root(arguments.data_root)
     scope = {"data_root": arguments.data_root, "partial": arguments.partial}
     print(score_file(arguments.benchmark, arguments.predictions, arguments.output, **scope))
 

@@ -35,7 +35,8 @@ def find_folder(benchmark: str, data_root: Path | None, files: Sequence[str], da
     for folder in folders:
         if all(exists(folder, name) for name in files):
             return folder
-    folder = next((folder for folder in folders if folder.is_dir()), data_root)
+    begun = (folder for folder in folders if any(exists(folder, name) for name in files))
+    folder = next(begun, folders[0])
     missing = next(name for name in files if not exists(folder, name))
     raise FileNotFoundError(f"{folder / missing}: no such file: {data_needed}")
 
