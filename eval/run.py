@@ -26,7 +26,7 @@ from eval.generator import Generator, TransformersGenerator
 from eval.layouts import check_data_root
 from eval.listing import check_data_are_here, list_benchmarks
 from eval.registry import Benchmark, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission, written
 from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
 from eval.workers import Workers
@@ -160,8 +160,7 @@ def _score_and_write(
     if answers.failures:
         print(summary(results))
         raise SamplesFailedError(_describe_failures(benchmark, answers))
-    write_submission(folder, benchmark, data, predictions)
-    return summary(results)
+    return "\n  ".join([summary(results), *written(write_submission(folder, benchmark, data, predictions))])
 
 
 def _fail_if_nothing_was_answered(benchmark: Benchmark, answers: Answers) -> None:

@@ -20,7 +20,7 @@ from eval.answer_files import OWN, AnswerFile, Imported, read_answers
 from eval.files import sha256_of_files, shown
 from eval.layouts import check_data_root
 from eval.registry import Benchmark, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission, written
 from eval.samples import BenchmarkData, Prediction
 
 
@@ -73,8 +73,8 @@ def score_file(
     results = build_results(benchmark, data, rows, model=model, generation=None, throughput=None)
     keep_complete(output, results["partial"])
     write_results(output, results, rows)
-    write_submission(output, benchmark, data, imported.predictions)
-    return f"{summary(results)}\n  {_describe(answers, imported)}"
+    submission = written(write_submission(output, benchmark, data, imported.predictions))
+    return "\n  ".join([summary(results), *submission, _describe(answers, imported)])
 
 
 def _describe(answers: AnswerFile, imported: Imported) -> str:

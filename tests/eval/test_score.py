@@ -58,7 +58,10 @@ def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_r
     with pytest.raises(ValueError, match="1 of 60 samples have no prediction"):
         score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
     printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root, partial=True)
-    assert printed.startswith("easy_vqa test: partial 59/60: no headline number\n  read as rows of samples.jsonl")
+    headline, health, read = printed.split("\n")
+    assert headline == "easy_vqa test: partial 59/60: no headline number"
+    assert health.startswith("  unparsed ")
+    assert read.startswith("  read as rows of samples.jsonl")
 
 
 def test_incomplete_predictions_replace_no_complete_result(predictions: Path, data_root: Path, tmp_path: Path) -> None:
