@@ -49,7 +49,7 @@ article .answer { font-weight: 700; }
 .wrong { border-color: var(--bad); }
 .partly .answer { color: var(--half); }
 .partly { border-color: var(--half); }
-table + table, details { margin-top: 1rem; }
+table + table, details, details + table { margin-top: 1rem; }
 article .truth { margin: 0; color: var(--soft); }
 </style>
 </head>
