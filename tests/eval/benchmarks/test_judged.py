@@ -111,7 +111,7 @@ def test_a_part_of_the_answers_is_no_file_for_the_judge(benchmark: Benchmark, ro
     printed = evaluate(benchmark, FakeGenerator(), tmp_path, root, limit=1)
     assert printed.split("\n")[0] == "llava_bench in_the_wild: partial 1/2: no headline number"
     assert not (tmp_path / "llava_bench" / "llava_bench_answers.jsonl").exists()
-    with pytest.raises(ValueError, match="is free text, without options .*: leave --likelihood out"):
+    with pytest.raises(ValueError, match=r"is free text, without options .*: leave --likelihood out"):
         evaluate(benchmark, FakeGenerator(), tmp_path, root, likelihood=True)
 
 
