@@ -134,7 +134,10 @@ class Benchmark:
         """The closed list of answers to a sample; ValueError where answers are free."""
         options = self.options(sample) if self.options else string.ascii_uppercase[: len(sample.choices)]
         if not options:
-            raise ValueError(f"{self.name}: its answers are free text, without options to take the likelihood of")
+            raise ValueError(
+                f"{self.name}: the answer to {sample.id} is free text, without options to take the likelihood of: "
+                "leave --likelihood out"
+            )
         return tuple(options)
 
     def load_verified(self, data_root: Path | None) -> BenchmarkData:
@@ -191,11 +194,12 @@ class Benchmark:
         if len({sample.id for sample in data.samples}) != found:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
         if found != self.number_expected(data) or (data.origin is None and not self.is_known(data.fingerprint())):
-            expected = self.fingerprint[:12] if self.fingerprint else "any"
+            fingerprint = ""
+            if self.fingerprint:
+                fingerprint = f", fingerprint {data.fingerprint()[:12]} (expected {self.fingerprint[:12]})"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
-                f"{self.n_expected}), fingerprint {data.fingerprint()[:12]} (expected {expected}); "
-                f"restore it: {self.data_needed}"
+                f"{self.n_expected}){fingerprint}; restore it: {self.data_needed}"
             )
         return data
 
