@@ -18,6 +18,7 @@ from eval.samples import BenchmarkData, Origin, Sample
 from eval.stored_images import StoredImages, file_identity
 from eval.stored_tables import StoredTable
 
+_SPLITS_SHOWN = 4
 Split = tuple[str | None, str]
 """Configuration (None where a repository has only one) and split."""
 _Place = tuple[int, int, int]
@@ -53,8 +54,10 @@ class HubSource:
         return (*self.splits, *self.also_needed, *((self.image_split,) if self.image_split else ()))
 
     def __str__(self) -> str:
-        splits = ", ".join("/".join(filter(None, split)) for split in self.all_splits)
-        return f"{' or '.join(self.repositories)} ({splits})"
+        splits = ["/".join(filter(None, split)) for split in self.all_splits]
+        if len(splits) > _SPLITS_SHOWN:
+            splits = [splits[0], f"... {len(splits)} in all", splits[-1]]
+        return f"{' or '.join(self.repositories)} ({', '.join(splits)})"
 
 
 def load_from_hub(folder_name: str, sources: Sequence[HubSource], data_root: Path | None) -> BenchmarkData | None:

@@ -56,3 +56,9 @@ def _number_of_files(found: Found) -> int:
 
 def _exists(folder: Path, name: str) -> bool:
     return next(folder.glob(name), None) is not None if "*" in name else (folder / name).exists()
+
+
+def check_data_root(data_root: Path | None) -> None:
+    """FileNotFoundError if the folder that a command was given for its data is none."""
+    if data_root is not None and not data_root.is_dir():
+        raise FileNotFoundError(f"--data-root: {data_root} is no folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.hub import find_on_hub
@@ -42,6 +43,22 @@ def describe_data(benchmark: Benchmark, data_root: Path | None) -> tuple[bool, s
     _, folder, _ = dataset
     revision = f"@{folder.revision[:12]}" if folder.revision else ""
     return True, f"found: dataset {folder.repository or ''}{revision} in {folder.path}"
+
+
+def check_data_are_here(benchmarks: Sequence[Benchmark], data_root: Path | None) -> None:
+    """Raise one FileNotFoundError that names every benchmark without its data: before a model is loaded, not after
+    hours with the other benchmarks. Nothing is read, so data that are here may still turn out to be malformed."""
+    missing = [
+        (benchmark, status)
+        for benchmark in benchmarks
+        for is_ready, status in [describe_data(benchmark, data_root)]
+        if not is_ready
+    ]
+    if not missing:
+        return
+    needed = missing[0][0].data_needed if len(missing) == 1 else "`python -m eval.run --list` says what each needs"
+    problems = "; ".join(f"{benchmark.name}: {status}" for benchmark, status in missing)
+    raise FileNotFoundError(f"{problems} (nothing is downloaded); needed: {needed}")
 
 
 def _describe(benchmark: Benchmark, status: str) -> str:

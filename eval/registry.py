@@ -134,7 +134,10 @@ class Benchmark:
         """The closed list of answers to a sample; ValueError where answers are free."""
         options = self.options(sample) if self.options else string.ascii_uppercase[: len(sample.choices)]
         if not options:
-            raise ValueError(f"{self.name}: its answers are free text, without options to take the likelihood of")
+            raise ValueError(
+                f"{self.name}: the answer to {sample.id} is free text, without options to take the likelihood of: "
+                "leave --likelihood out"
+            )
         return tuple(options)
 
     def load_verified(self, data_root: Path | None) -> BenchmarkData:
@@ -192,11 +195,12 @@ class Benchmark:
             raise ValueError(f"{data.root}: {self.name} has samples that share an identifier")
         other_data = data.origin is None and self.fingerprint not in (None, data.fingerprint())
         if found != self.number_expected(data) or other_data:
-            expected = self.fingerprint[:12] if self.fingerprint else "any"
+            fingerprint = ""
+            if self.fingerprint:
+                fingerprint = f", fingerprint {data.fingerprint()[:12]} (expected {self.fingerprint[:12]})"
             raise ValueError(
                 f"{data.root}: not the official {self.split} split of {self.name}: {found} samples (expected "
-                f"{self.n_expected}), fingerprint {data.fingerprint()[:12]} (expected {expected}); "
-                f"restore it: {self.data_needed}"
+                f"{self.n_expected}){fingerprint}; restore it: {self.data_needed}"
             )
         return data
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from eval.measures import PERCENT, Style
 from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
+from eval.report_gallery import gallery
 from eval.report_style import PAGE
-from eval.results import format_estimate
-from eval.samples import labels_of
+from eval.results import describe_data, format_estimate
 
-_FORMATS_OF_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
+_MOST_GROUPS_OPEN = 20
 
 
 def render(report: Report) -> str:
@@ -29,13 +24,18 @@ def render(report: Report) -> str:
     sections = [
         _headline(results),
         _facts(report),
-        _section("Accuracy against published results", _accuracy(report)),
-        _section("By kind of question", "".join(map(_breakdown, results["breakdown"].values()))),
     ]
+    if not results["partial"]:
+        sections.append(_section("All metrics", _metrics(results)))
+    if report.baselines:
+        sections.append(_section("Accuracy against published results", _accuracy(report)))
+    if results["breakdown"]:
+        groups = (_breakdown(name, found) for name, found in results["breakdown"].items())
+        sections.append(_section("By kind of question", "".join(groups)))
     curves = {run.name: (run.steps, run.losses) for run in report.runs if run.losses}
     if curves:
         sections.append(_section("Training loss", _figure(loss_figure(curves), "training loss against step")))
-    sections.append(_section("What it saw, what it said", _gallery(report)))
+    sections.append(_section("What it saw, what it said", gallery(report)))
     if report.runs:
         sections.append(_section("Training runs", _runs(report.runs)))
     sections.append(_section("How this was measured", _measurement(results)))
@@ -53,17 +53,34 @@ def _primary(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _headline(results: Mapping[str, Any]) -> str:
     benchmark = results["benchmark"]
-    what = f"{benchmark['name']}, official {benchmark['split']} split"
+    what = f"{results['model']['name'] or 'predictions'} on {benchmark['name']}, official {benchmark['split']} split"
     if results["partial"]:
         number = f"<p class='number'>partial {benchmark['n']:,}/{benchmark['n_expected']:,}</p>"
         note = "Not every question was asked, so there is no headline number."
     else:
         name, metric = _primary(results)
         style = Style(**metric["style"])
-        low, high = (style.number(bound) for bound in metric["ci95"])
         number = f"<p class='number'>{style.text(metric['value'])}</p>"
-        note = f"{name} on {benchmark['n']:,} questions; 95 % interval {low} to {high}{style.unit}"
+        note = f"{name} on {benchmark['n']:,} questions{_interval(metric, style)}"
     return f"<header><h1>{escape(what)}</h1>{number}<p>{escape(note)}</p></header>"
+
+
+def _interval(metric: Mapping[str, Any], style: Style) -> str:
+    if metric["ci95"] is None:
+        return f"; no interval: one {metric['cluster']} only"
+    low, high = (style.number(bound) for bound in metric["ci95"])
+    return f"; 95 % interval {low} to {high}{style.unit}"
+
+
+def _metrics(results: Mapping[str, Any]) -> str:
+    """Every metric of the generated answers, then those of the most likely options, where they were asked for."""
+    rows = [(name, format_estimate(metric)) for name, metric in results["metrics"].items()]
+    likelihood = results.get("likelihood")
+    if likelihood is not None:
+        estimates = likelihood["metrics"].items()
+        rows += [(f"{name}, by likelihood of the options", format_estimate(metric)) for name, metric in estimates]
+        rows.append(("generation says the most likely option", f"{100 * likelihood['agreement']:.1f} %"))
+    return _table(("metric", "value"), rows)
 
 
 def _facts(report: Report) -> str:
@@ -87,7 +104,7 @@ def _accuracy(report: Report) -> str:
     if results["partial"]:
         return "<p>A partial run is not compared with published results.</p>"
     _, metric = _primary(results)
-    if Style(**metric["style"]) != PERCENT:
+    if Style(**metric["style"]) != PERCENT or metric["ci95"] is None:
         return "<p>No published results to compare with are recorded for this metric.</p>"
     figure = _figure(accuracy_figure(metric, "this model", report.baselines), "accuracy beside the published results")
     sources = "".join(f"<li>{escape(b.name)}: {escape(b.source)}</li>" for b in report.baselines)
@@ -100,67 +117,12 @@ def _figure(svg: str, description: str) -> str:
     return f"<img class='figure' alt='{escape(description)}' src='data:image/svg+xml;base64,{data}'>"
 
 
-def _breakdown(groups: Mapping[str, Any]) -> str:
-    rows = ((name, f"{group['n']:,}", format_estimate(group)) for name, group in groups.items())
-    return _table(("kind", "questions", "score"), rows)
-
-
-def _gallery(report: Report) -> str:
-    shown_wrong = sum(sample["score"] != 1 for sample in report.gallery)
-    shown_right = len(report.gallery) - shown_wrong
-    kinds = sorted({kind for sample in report.gallery for kind in _kinds(sample)})
-    options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
-    images = {name: _data_uri(report.image_root, name) for sample in report.gallery for name in sample["images"]}
-    cards = "".join(_card(sample, images) for sample in report.gallery)
-    return (
-        f"<p>Shown: {shown_wrong} of {report.wrong:,} wrong answers, {shown_right} of {report.right:,} right ones, "
-        "drawn at random.</p>"
-        "<p class='filter'><label>answer <select id='outcome'><option>all</option><option>wrong</option>"
-        "<option>partly right</option><option>right</option></select></label> "
-        f"<label>kind <select id='kind'><option>all</option>{options}</select></label> "
-        "<label>text <input id='words' type='search' placeholder='question, answer or truth'></label> "
-        f"<output id='shown'></output></p><div class='gallery'>{cards}</div>"
-    )
-
-
-def _kinds(sample: Mapping[str, Any]) -> list[str]:
-    return sorted(label for category in sample["categories"].values() for label in labels_of(category))
-
-
-def _card(sample: Mapping[str, Any], images: Mapping[str, str]) -> str:
-    outcome = _outcome(sample["score"])
-    kinds = json.dumps(_kinds(sample))
-    pictures = "".join(f"<img alt='{escape(name)}' src='{images[name]}'>" for name in sample["images"])
-    answer = escape(sample["text"].strip()) or "<i>nothing</i>"
-    return (
-        f"<article class='{'right' if outcome == 'right' else 'wrong'}' data-outcome='{outcome}' "
-        f"data-kinds='{escape(kinds)}'>{pictures}<p>{escape(sample['question'])}</p>"
-        f"<p class='answer'>{'✓' if outcome == 'right' else '✗'} {answer}</p>"
-        f"<p class='truth'>truth: {escape(str(sample['target']))}</p>"
-        f"<p class='truth'>score: {sample['score']:.3g}</p></article>"
-    )
-
-
-def _outcome(score: float) -> str:
-    if score == 1:
-        return "right"
-    return "partly right" if score > 0 else "wrong"
-
-
-def _data_uri(root: Path, name: str) -> str:
-    """An image of the benchmark as a data URI; no other file may enter a page that is made to be passed on."""
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"samples.jsonl: image {name!r} lies outside the images of the benchmark in {root}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file: the report needs the images of the benchmark")
-    content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BROWSERS) as image:
-            media_type = Image.MIME[str(image.format)]
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not an image ({', '.join(_FORMATS_OF_BROWSERS)})") from error
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+def _breakdown(name: str, groups: Mapping[str, Any]) -> str:
+    rows = ((label, f"{group['n']:,}", format_estimate(group)) for label, group in groups.items())
+    table = _table((name.replace("_", " "), "questions", "score"), rows)
+    if len(groups) <= _MOST_GROUPS_OPEN:
+        return table
+    return f"<details><summary>{escape(name.replace('_', ' '))}: {len(groups)} groups</summary>{table}</details>"
 
 
 def _runs(runs: Iterable[Run]) -> str:
@@ -185,7 +147,8 @@ def _measurement(results: Mapping[str, Any]) -> str:
     health = ", ".join(f"{key} {value:,}" for key, value in results["health"].items())
     environment = results["env"]
     rows = {
-        "benchmark": f"{results['benchmark']['reference']}, data {results['benchmark']['fingerprint'][:12]}",
+        "benchmark": results["benchmark"]["reference"],
+        "data": "; ".join([results["benchmark"]["fingerprint"][:12], *describe_data(results["benchmark"])]),
         "prompt": results["protocol"]["prompt_id"],
         "generation": results["protocol"]["gen"],
         "interval": f"{metric['method']} of {name} over the clusters: {metric['cluster']}",

@@ -46,6 +46,7 @@ def _score(benchmark: Benchmark, sample: Sample, prediction: Prediction) -> dict
         "question": sample.question,
         "prompt_sha": sha256_of_json(benchmark.prompt(sample))[:12],
         "target": sample.target,
+        **{name: list(values) for name in ("answers", "choices") if (values := getattr(sample, name))},
         "text": prediction.text,
         **benchmark.judge(prediction.text, sample),
         "categories": dict(sample.categories),
@@ -218,6 +219,11 @@ def write_submission(
     return path
 
 
+def written(submission: Path | None) -> list[str]:
+    """What the summary says about the file of `write_submission`."""
+    return [] if submission is None else [f"written for its scorer: {submission}"]
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Read a results.json of the schema version written here.
 
@@ -240,42 +246,55 @@ def keep_complete(output: Path, partial: bool) -> None:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """What the command prints: the headline number with its interval, or for a partial run that there is none."""
-    benchmark, health = results["benchmark"], results["health"]
+    """What the command prints: the headline number with its interval, or for a partial run that there is none.
+
+    The last lines always tell how many answers could not be read, were cut or are missing, and what the data lack.
+    """
+    benchmark = results["benchmark"]
     title = f"{benchmark['name']} {benchmark['split']}"
     if results["partial"]:
-        return f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"
-    if not results["metrics"]:
+        lines = [f"{title}: partial {benchmark['n']}/{benchmark['n_expected']}: no headline number"]
+    elif not results["metrics"]:
         why = benchmark.get("not_scored_here") or "not scored here"
-        return f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"
-    primary = next(name for name, metric in results["metrics"].items() if metric["primary"])
-    lines = [f"{title}: {primary} {format_estimate(results['metrics'][primary])}, {benchmark['n']:,} samples"]
+        lines = [f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"]
+    else:
+        lines = _describe_metrics(results, title)
+    health = (f"{name} {count:,}" for name, count in results["health"].items())
+    return "\n  ".join([*lines, ", ".join(health), *describe_data(benchmark)])
+
+
+def _describe_metrics(results: dict[str, Any], title: str) -> list[str]:
+    """The primary metric, that of the likelihoods, all others, and the groups of each breakdown."""
+    metrics, breakdowns = results["metrics"], results["breakdown"]
+    primary = next(name for name, metric in metrics.items() if metric["primary"])
+    lines = [f"{title}: {primary} {format_estimate(metrics[primary])}, {results['benchmark']['n']:,} samples"]
     if "likelihood" in results:
         lines.append(_likelihood_summary(results["likelihood"], primary))
-    others = ((name, metric) for name, metric in results["metrics"].items() if not metric["primary"])
-    lines += [f"  {name} {format_estimate(metric)}" for name, metric in others]
-    for name, groups in results["breakdown"].items():
+    lines += [f"{name} {format_estimate(metric)}" for name, metric in metrics.items() if not metric["primary"]]
+    for name, groups in breakdowns.items():
         if len(groups) > _MOST_GROUPS_SHOWN:
-            lines.append(f"  by {name}: {len(groups)} groups, in results.json")
+            lines.append(f"by {name}: {len(groups)} groups, in results.json")
             continue
-        lines += [f"  {value}: {format_estimate(group)}, {group['n']:,} samples" for value, group in groups.items()]
-    lines.append("  " + ", ".join(f"{name} {count}" for name, count in health.items()))
-    lines += _describe_data(benchmark)
-    return "\n".join(lines)
+        lines += [f"by {name}:"] if len(breakdowns) > 1 else []
+        indent = "  " if len(breakdowns) > 1 else ""
+        lines += [
+            f"{indent}{label}: {format_estimate(group)}, {group['n']:,} samples" for label, group in groups.items()
+        ]
+    return lines
 
 
-def _describe_data(benchmark: Mapping[str, Any]) -> list[str]:
+def describe_data(benchmark: Mapping[str, Any]) -> list[str]:
     """What a reader must know about data that are not the official files, or not proved to hold the same."""
     origin = benchmark.get("origin")
-    lines = [f"  data: {origin['name']}" + (f": {origin['differs']}" if origin["differs"] else "")] if origin else []
+    lines = [f"data: {origin['name']}" + (f": {origin['differs']}" if origin["differs"] else "")] if origin else []
     if not benchmark["fingerprint_checked"]:
-        lines.append("  the data were counted, but no official fingerprint confirms them")
+        lines.append("the data were counted, but no official fingerprint confirms them")
     return lines
 
 
 def _likelihood_summary(block: dict[str, Any], primary: str) -> str:
     value = format_estimate(block["metrics"][primary])
-    return f"  by likelihood of the options: {primary} {value}; generation agrees in {100 * block['agreement']:.1f} %"
+    return f"by likelihood of the options: {primary} {value}; generation agrees in {100 * block['agreement']:.1f} %"
 
 
 def format_estimate(metric: dict[str, Any]) -> str:

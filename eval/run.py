@@ -24,9 +24,10 @@ from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.files import first_of
 from eval.generator import Generator, TransformersGenerator
-from eval.listing import list_benchmarks
+from eval.layouts import check_data_root
+from eval.listing import check_data_are_here, list_benchmarks
 from eval.registry import Benchmark, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission, written
 from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
 from eval.workers import Workers
@@ -39,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, then evaluate each benchmark in turn."""
     parser = _argument_parser()
     arguments = parser.parse_args(argv)
+    check_data_root(arguments.data_root)
     if arguments.list:
         print(list_benchmarks(arguments.data_root))
         return
     missing = [f"--{name}" for name in ("model", "benchmarks", "output") if getattr(arguments, name) is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
-    benchmarks = [get_benchmark(name) for name in arguments.benchmarks.split(",")]
+    benchmarks = [get_benchmark(name.strip()) for name in arguments.benchmarks.split(",")]
+    check_data_are_here(benchmarks, arguments.data_root)
     make_generator = functools.partial(
         generator_of_process, arguments.model, arguments.device, arguments.dtype, arguments.processes
     )
@@ -157,8 +160,7 @@ def _score_and_write(
     if answers.failures:
         print(summary(results))
         raise SamplesFailedError(_describe_failures(benchmark, answers))
-    write_submission(folder, benchmark, data, predictions)
-    return summary(results)
+    return "\n  ".join([summary(results), *written(write_submission(folder, benchmark, data, predictions))])
 
 
 def _fail_if_nothing_was_answered(benchmark: Benchmark, answers: Answers) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from defocus_mllm.console import run_script
 from eval.answer_files import OWN, AnswerFile, Imported, read_answers
 from eval.files import first_of, sha256_of_files, shown
+from eval.layouts import check_data_root
 from eval.registry import Benchmark, get_benchmark
-from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission
+from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission, written
 from eval.samples import BenchmarkData, Prediction
 
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="data in DIR/BENCHMARK instead of the default")
     parser.add_argument("--partial", action="store_true", help="accept a file that misses samples: no headline number")
     arguments = parser.parse_args(argv)
+    check_data_root(arguments.data_root)
     scope = {"data_root": arguments.data_root, "partial": arguments.partial}
     print(score_file(arguments.benchmark, arguments.predictions, arguments.output, **scope))
 
@@ -71,8 +73,8 @@ def score_file(
     results = build_results(benchmark, data, rows, model=model, generation=None, throughput=None)
     keep_complete(output, results["partial"])
     write_results(output, results, rows)
-    write_submission(output, benchmark, data, imported.predictions)
-    return f"{summary(results)}\n  {_describe(answers, imported)}"
+    submission = written(write_submission(output, benchmark, data, imported.predictions))
+    return "\n  ".join([summary(results), *submission, _describe(answers, imported)])
 
 
 def _describe(answers: AnswerFile, imported: Imported) -> str:

@@ -122,7 +122,7 @@ def test_likelihood_stands_beside_generation(benchmark: Benchmark, data_root: Pa
 
 
 def test_a_free_answer_has_no_likelihood(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="easy_vqa: its answers are free text"):
+    with pytest.raises(ValueError, match="easy_vqa: the answer to test-00000 is free text"):
         evaluate(replace(benchmark, options=None), Knowing(), tmp_path, data_root, likelihood=True)
 
 

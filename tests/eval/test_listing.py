@@ -104,6 +104,31 @@ def test_what_is_here_is_found(caches: Path, tmp_path: Path) -> None:
     assert list_benchmarks(root).split("\n")[-1].endswith("in a cache: textvqa, textvqa_ocr")
 
 
+def test_missing_data_are_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    make(tmp_path / "pope", get_benchmark("pope").layouts[0].files)
+    command = ["--model", str(tmp_path / "no model"), "--output", str(tmp_path), "--data-root", str(tmp_path)]
+    images = f"pope: questions found in {tmp_path}/pope, images missing: {tmp_path}/pope/val2014/COCO_val2014_*.jpg"
+    with pytest.raises(FileNotFoundError) as both:
+        main([*command, "--benchmarks", "pope, gqa"])
+    assert f"{images}; gqa: missing: {tmp_path}/gqa/testdev_balanced_questions.json" in str(both.value)
+    with pytest.raises(FileNotFoundError) as one:
+        main([*command, "--benchmarks", "pope"])
+    assert str(one.value).endswith(f"needed: {get_benchmark('pope').data_needed}")
+    make(tmp_path / "pope", get_benchmark("pope").layouts[0].images)
+    with pytest.raises(FileNotFoundError, match=r"--model: .*no model holds no saved model"):
+        main([*command, "--benchmarks", "pope"])
+
+
+def test_a_data_root_that_is_no_folder_is_said_to_be_none(tmp_path: Path) -> None:
+    for command in (["--list"], ["--model", "m", "--benchmarks", "pope", "--output", "o"]):
+        with pytest.raises(FileNotFoundError, match=r"^--data-root: .*/nowhere is no folder$"):
+            main([*command, "--data-root", str(tmp_path / "nowhere")])
+
+
+def test_many_splits_of_a_dataset_are_counted() -> None:
+    assert str(get_benchmark("mmmu").hub[0]) == "MMMU/MMMU (Accounting/validation, ... 30 in all, Sociology/validation)"
+
+
 def test_a_partial_dataset_is_said_to_be_one(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "gqa", "gqa")
     (tmp_path / "gqa" / "testdev_balanced_images" / "testdev-00000-of-00002.parquet").unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -81,6 +83,62 @@ def test_gallery_offers_each_label_of_a_question(evaluation: Path) -> None:
     page = write_report(evaluation)
     assert "<option>form</option><option>shape</option><option>table/list</option>" in page
     assert """data-kinds='[&quot;form&quot;, &quot;table/list&quot;]'""" in page
+
+
+def test_only_what_there_is_gets_a_section(evaluation: Path) -> None:
+    page = write_report(evaluation)
+    assert "<td>accuracy_lenient</td>" in page, "every metric is shown"
+    assert "published results" in page
+    assert "By kind of question" in page
+    results = json.loads((evaluation / "results.json").read_text())
+    metric = results["metrics"]["accuracy"]
+    metric |= {"ci95": None, "style": {"scale": 1.0, "digits": 4, "unit": " points"}}
+    likelihood = {"agreement": 0.25, "metrics": {"accuracy": results["metrics"]["accuracy_lenient"]}}
+    changed = {"breakdown": {}, "likelihood": likelihood}
+    (evaluation / "results.json").write_text(json.dumps(results | changed))
+    page = write_report(evaluation)
+    assert f"<p class='number'>{metric['value']:.4f} points</p>" in page
+    assert "no interval: one image only" in page
+    assert "By kind of question" not in page
+    assert "accuracy, by likelihood of the options" in page
+    assert "25.0 %" in page
+
+
+def test_each_breakdown_is_named_and_long_ones_are_folded(evaluation: Path) -> None:
+    results = json.loads((evaluation / "results.json").read_text())
+    (groups,) = results["breakdown"].values()
+    group = next(iter(groups.values()))
+    breakdown = {"question_type": {"1": group}, "number_of_words": {str(number): group for number in range(30)}}
+    (evaluation / "results.json").write_text(json.dumps(results | {"breakdown": breakdown}))
+    page = write_report(evaluation)
+    assert "<th>question type</th>" in page
+    assert page.count("<details>") == 1
+    assert "<summary>number of words: 30 groups</summary>" in page
+
+
+def test_a_card_has_all_that_a_score_depends_on(evaluation: Path) -> None:
+    samples = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text().splitlines()]
+    asked = {"question": "first line\nWhich?", "choices": ["a cat", "a <dog>"], "target": "B", "images": []}
+    samples[0] |= asked | {"text": "B.", "parsed": None, "score": 0.0}
+    samples[1] |= {"text": "Red", "parsed": "red", "answers": ["red"] * 7 + ["pink", "dark red", "pink"], "score": 0.3}
+    (evaluation / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    page = write_report(evaluation)
+    assert "<p class='choices'>A. a cat\nB. a &lt;dog&gt;</p>" in page
+    assert "<p class='answer'>✗ B.</p><p class='truth'>not readable</p><p class='truth'>truth: B</p>" in page
+    assert "<p class='answer'>◑ Red</p><p class='truth'>read as: red</p>" in page
+    assert "truth: red (7), pink (2), dark red</p>" in page
+
+
+def test_large_images_are_reduced_and_stay_upright(evaluation: Path, data_root: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the first row is the right side
+    photograph = data_root / "easy_vqa" / "test" / "images" / "0.png"
+    Image.effect_noise((2000, 1000), 90).save(photograph, "JPEG", exif=turned)
+    page = write_report(evaluation)
+    (uri,) = set(re.findall(r"<img alt='images/0.png' src='data:image/jpeg;base64,([^']+)'>", page))
+    assert Image.open(io.BytesIO(base64.b64decode(uri))).size == (512, 1024)
+    assert "<img class='pixels' alt='images/1.png' src='data:image/png" in page, "small ones are as they were"
+    assert "class='gallery large'" in page
 
 
 def test_partial_run_shows_no_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:

@@ -47,8 +47,10 @@ window.onload = () => {
   choose("outcome", "all", "change"); choose("kind", "all", "change");
   choose("words", " COLOR ", "input"); look("color");
   choose("words", "", "input"); look("again");
+  const picture = document.querySelector("article img");
+  const widths = [0, 1, 2].map(() => { const width = picture.clientWidth; picture.click(); return width; });
   const fetched = performance.getEntriesByType("resource").map(entry => entry.name);
-  const report = {found, injected: window.injected === true,
+  const report = {found, clicked: widths,  injected: window.injected === true,
                   fetched: fetched.filter(name => !name.startsWith("data:"))};
   const element = document.createElement("pre");
   element.id = "report-of-test";
@@ -105,5 +107,7 @@ def test_gallery_filters_in_chromium(page: Path, tmp_path: Path) -> None:
     for part in (samples[2]["question"], "half right", f"truth: {samples[2]['target']}", "score: 0.5"):
         assert part in partly
     assert found["all"]["widths"] == [64] * len(samples), "every picture is decoded"
+    before, enlarged, after = report["clicked"]
+    assert before == after < enlarged
     assert report["fetched"] == []
     assert report["injected"] is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -250,7 +251,9 @@ def test_predictions_not_used_are_reported(
 
 def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     printed = evaluate(benchmark, FakeGenerator(), tmp_path, data_root, limit=10)
-    assert printed == "easy_vqa test: partial 10/60: no headline number"
+    headline, health = printed.split("\n")
+    assert headline == "easy_vqa test: partial 10/60: no headline number"
+    assert re.fullmatch(r"  unparsed \d+, unparsed_lenient \d+, truncated 0, empty \d+, errors 0, resumed 0", health)
     results = json.loads((tmp_path / "easy_vqa" / "results.json").read_text())
     assert results["partial"] is True
     assert results["metrics"] == {}
@@ -275,7 +278,7 @@ def test_command_line_by_path(model_dir: Path, tmp_path: Path) -> None:
     run = [*map(str, command), "--limit", "6", "--device", "cpu"]
     finished = subprocess.run(run, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.splitlines()[-1] == "easy_vqa test: partial 6/9673: no headline number"
+    assert finished.stdout.splitlines()[0] == "easy_vqa test: partial 6/9673: no headline number"
     assert json.loads((tmp_path / "easy_vqa" / "results.json").read_text())["model"]["device"] == "cpu"
 
 

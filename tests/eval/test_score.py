@@ -61,7 +61,10 @@ def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_r
     with pytest.raises(ValueError, match=r"59 of 60 samples .* \((test-\d+, ){4}test-\d+ and 54 more\):"):
         score_file("easy_vqa", tmp_path / "one.jsonl", tmp_path / "scored", data_root)
     printed = score_file("easy_vqa", predictions, tmp_path / "scored", data_root, partial=True)
-    assert printed.startswith("easy_vqa test: partial 59/60: no headline number\n  read as rows of samples.jsonl")
+    headline, health, read = printed.split("\n")
+    assert headline == "easy_vqa test: partial 59/60: no headline number"
+    assert health.startswith("  unparsed ")
+    assert read.startswith("  read as rows of samples.jsonl")
 
 
 def test_incomplete_predictions_replace_no_complete_result(predictions: Path, data_root: Path, tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def test_every_command_says_that_a_judge_is_required(benchmark: Benchmark, root:
     folder = tmp_path / "a" / "llava_bench"
     assert (folder / "llava_bench_answers.jsonl").is_file()
     scored = score_file("llava_bench", folder / "llava_bench_answers.jsonl", tmp_path / "b", root)
-    assert scored.splitlines()[:-1] == printed.splitlines()
+    assert scored.splitlines()[:2] == printed.splitlines()[:2]
+    for text, place in ((printed, folder), (scored, tmp_path / "b")):
+        assert f"\n  written for its scorer: {place / 'llava_bench_answers.jsonl'}" in text
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert (results["metrics"], results["partial"], results["benchmark"]["not_scored_here"]) == ({}, False, said)
     table = read_table([tmp_path / "a", tmp_path / "b"], ["a", "b"])
@@ -110,9 +112,9 @@ def test_every_command_says_that_a_judge_is_required(benchmark: Benchmark, root:
 
 def test_a_part_of_the_answers_is_no_file_for_the_judge(benchmark: Benchmark, root: Path, tmp_path: Path) -> None:
     printed = evaluate(benchmark, FakeGenerator(), tmp_path, root, limit=1)
-    assert printed == "llava_bench in_the_wild: partial 1/2: no headline number"
+    assert printed.split("\n")[0] == "llava_bench in_the_wild: partial 1/2: no headline number"
     assert not (tmp_path / "llava_bench" / "llava_bench_answers.jsonl").exists()
-    with pytest.raises(ValueError, match="its answers are free text"):
+    with pytest.raises(ValueError, match=r"is free text, without options .*: leave --likelihood out"):
         evaluate(benchmark, FakeGenerator(), tmp_path, root, likelihood=True)
 
 

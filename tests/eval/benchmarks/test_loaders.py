@@ -148,8 +148,10 @@ def test_vqav2_and_its_submission(tmp_path: Path) -> None:
     assert [value("vqav2", data, found, f"vqa_accuracy{suffix}") for suffix in ("", "_lenient")] == [0.5, 1]
 
     write(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions[:1]})
-    write(folder / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": questions})
     server = get_benchmark("vqav2_test_dev")
+    with pytest.raises(FileNotFoundError, match=r"test2015_questions\.json: no such file"):
+        server.load(tmp_path)
+    write(folder / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": questions})
     path = write_submission(tmp_path, server, server.load(tmp_path), {"1": Prediction("1", "The Yes.")})
     assert path is not None
     assert json.loads(path.read_text()) == [{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]
