@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from defocus_mllm.images import ImageError
 from eval.answering import answer
 from eval.generator import Request, TransformersGenerator
 from eval.registry import Benchmark
@@ -57,6 +58,14 @@ def test_a_batch_too_large_for_memory_is_halved(error: Exception) -> None:
     assert outcome.predictions == FakeGenerator().generate(REQUESTS, 8)
     assert (outcome.backoffs, outcome.fitted) == (3, 3)
     assert all(len(batch) <= 3 for batch in small.batches)
+
+
+@pytest.mark.parametrize(("error", "times"), [(ERRORS[0], 3), (ImageError("torn"), 0)])
+def test_memory_is_released_where_it_lacked(error: Exception, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(gc, "collect", lambda: released.append(True))
+    assert len(answer(SmallMemory(3, error), REQUESTS, 8).predictions) == len(REQUESTS)
+    assert len(released) == times
 
 
 def test_a_sample_too_large_for_memory_is_named() -> None:
