@@ -248,10 +248,16 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def keep_complete(output: Path, partial: bool) -> None:
-    """Raise ValueError if a partial result is about to replace the complete one in `output`."""
+def keep_complete(output: Path, benchmark: Benchmark, partial: bool) -> None:
+    """Raise ValueError if the result in `output` is another benchmark's, or a complete one that a partial replaces."""
     path = output / "results.json"
-    if partial and path.is_file() and not read_results(path).get("partial"):
+    if not path.is_file():
+        return
+    found = read_results(path)
+    name, split = found["benchmark"]["name"], found["benchmark"]["split"]
+    if (name, split) != (benchmark.name, benchmark.split):
+        raise ValueError(f"{output}: holds the result of {name} {split}, which would be lost: give another --output")
+    if partial and not found.get("partial"):
         raise ValueError(f"{output}: holds a complete result, which a partial one would replace: give another --output")
 
 

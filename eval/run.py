@@ -126,7 +126,7 @@ def evaluate(
     data = benchmark.load_verified(data_root)
     samples = data.samples[:limit]
     policy = BatchPolicy(batch_size, batch_tokens)
-    keep_complete(folder, partial=len(samples) < len(data.samples))
+    keep_complete(folder, benchmark, partial=len(samples) < len(data.samples))
     data.provide_images(image for sample in samples for image in sample.images)
     answers = generate_answers(
         benchmark,
@@ -172,7 +172,7 @@ def _score_and_write(
         resumed=answers.resumed,
         failures=answers.failures,
     )
-    keep_complete(folder, partial=results["partial"])
+    keep_complete(folder, benchmark, partial=results["partial"])
     write_results(folder, results, rows)
     if answers.failures:
         print(summary(results), flush=True)
