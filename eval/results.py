@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from defocus_mllm.files import write_text_atomically
 from eval.bootstrap import estimate
 from eval.environment import describe_environment
@@ -20,6 +22,7 @@ from eval.samples import BenchmarkData, Prediction, Sample, labels_of
 
 SCHEMA_VERSION = 1
 _MOST_GROUPS_SHOWN = 20
+_SECONDS_BEFORE_BAR = 2.0
 _WHERE = ("name", "path", "revision", "predictions")
 
 
@@ -27,8 +30,15 @@ def score_samples(
     benchmark: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction]
 ) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: each sample that has a prediction, with its scores."""
-    rows = [_score(benchmark, sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
+    answered = [sample for sample in samples if sample.id in predictions]
+    progress = _progress(answered, f"{benchmark.name}: scores", "sample")
+    rows = [_score(benchmark, sample, predictions[sample.id]) for sample in progress]
     return score_rows_together(benchmark, rows)
+
+
+def _progress(items: Sequence[Any], what: str, unit: str) -> tqdm[Any]:
+    """The items with a bar, where they take long enough for somebody to wonder."""
+    return tqdm(items, desc=what, unit=unit, delay=_SECONDS_BEFORE_BAR, leave=False)
 
 
 def score_rows_together(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +157,7 @@ def _run_id(blocks: dict[str, Any]) -> str:
 def _estimates(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         metric.name: _estimate(rows, metric, benchmark.cluster) | {"primary": metric.primary}
-        for metric in benchmark.metrics
+        for metric in _progress(benchmark.metrics, f"{benchmark.name}: intervals", "metric")
         if metric.applies_to(rows)
     }
 
@@ -185,7 +195,7 @@ def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) 
             groups.setdefault(label, []).append(row)
     return {
         label: {"n": len(group)} | _estimate(group, primary, benchmark.cluster)
-        for label, group in sorted(groups.items())
+        for label, group in _progress(sorted(groups.items()), f"{benchmark.name}: intervals by {name}", "group")
     }
 
 
@@ -238,10 +248,16 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def keep_complete(output: Path, partial: bool) -> None:
-    """Raise ValueError if a partial result is about to replace the complete one in `output`."""
+def keep_complete(output: Path, benchmark: Benchmark, partial: bool) -> None:
+    """Raise ValueError if the result in `output` is another benchmark's, or a complete one that a partial replaces."""
     path = output / "results.json"
-    if partial and path.is_file() and not read_results(path).get("partial"):
+    if not path.is_file():
+        return
+    found = read_results(path)
+    name, split = found["benchmark"]["name"], found["benchmark"]["split"]
+    if (name, split) != (benchmark.name, benchmark.split):
+        raise ValueError(f"{output}: holds the result of {name} {split}, which would be lost: give another --output")
+    if partial and not found.get("partial"):
         raise ValueError(f"{output}: holds a complete result, which a partial one would replace: give another --output")
 
 

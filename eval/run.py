@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from defocus_mllm.console import run_script
+from defocus_mllm.console import one_line, run_script
 from eval.batches import DEFAULT_SAMPLES, DEFAULT_TOKENS, BatchPolicy
 from eval.environment import peak_memory_gb
 from eval.files import first_of
@@ -30,7 +30,7 @@ from eval.registry import Benchmark, get_benchmark
 from eval.results import build_results, keep_complete, score_samples, summary, write_results, write_submission, written
 from eval.runner import Answers, generate_answers
 from eval.samples import BenchmarkData
-from eval.workers import Workers
+from eval.workers import WorkerLostError, Workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Number formats that a checkpoint can be loaded in; "auto" keeps the saved one."""
@@ -56,18 +56,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     scope = {
         name: getattr(arguments, name) for name in ("data_root", "limit", "batch_size", "batch_tokens", "likelihood")
     }
-    failures = []
     with contextlib.ExitStack() as stack:
         workers = None
         if arguments.processes > 1:
             workers = stack.enter_context(Workers(make_generator, arguments.processes - 1))
-        for benchmark in benchmarks:
-            try:
-                print(evaluate(benchmark, generator, arguments.output, workers=workers, **scope))
-            except SamplesFailedError as error:
-                failures.append(str(error))
+        evaluate_all(benchmarks, generator, arguments.output, workers=workers, **scope)
+
+
+def evaluate_all(benchmarks: Sequence[Benchmark], generator: Generator, output: Path, **settings: Any) -> None:
+    """`evaluate` each benchmark and print its summary; what is wrong with the data of one does not keep the others
+    from being evaluated, but is raised at the end.
+
+    Raises:
+        WorkerLostError, OSError: at once, for the next benchmark would meet the same.
+        FileNotFoundError, ValueError: the one failure, or a ValueError that tells all of them.
+    """
+    failures: list[Exception] = []
+    for benchmark in benchmarks:
+        try:
+            print(evaluate(benchmark, generator, output, **settings), flush=True)
+        except WorkerLostError:
+            raise
+        except (FileNotFoundError, ValueError) as error:
+            failures.append(error)
+            if benchmark is not benchmarks[-1]:
+                print(f"{benchmark.name} failed, going on with the others: {one_line(error)}", flush=True)
+    if len(failures) == 1:
+        raise failures[0]
     if failures:
-        raise SamplesFailedError("; ".join(failures))
+        raise ValueError("; ".join(map(str, failures)))
 
 
 class SamplesFailedError(ValueError):
@@ -109,7 +126,7 @@ def evaluate(
     data = benchmark.load_verified(data_root)
     samples = data.samples[:limit]
     policy = BatchPolicy(batch_size, batch_tokens)
-    keep_complete(folder, partial=len(samples) < len(data.samples))
+    keep_complete(folder, benchmark, partial=len(samples) < len(data.samples))
     data.provide_images(image for sample in samples for image in sample.images)
     answers = generate_answers(
         benchmark,
@@ -155,10 +172,10 @@ def _score_and_write(
         resumed=answers.resumed,
         failures=answers.failures,
     )
-    keep_complete(folder, partial=results["partial"])
+    keep_complete(folder, benchmark, partial=results["partial"])
     write_results(folder, results, rows)
     if answers.failures:
-        print(summary(results))
+        print(summary(results), flush=True)
         raise SamplesFailedError(_describe_failures(benchmark, answers))
     return "\n  ".join([summary(results), *written(write_submission(folder, benchmark, data, predictions))])
 

@@ -71,7 +71,7 @@ def score_file(
         "predictions_left_out": dict(imported.left_out),
     }
     results = build_results(benchmark, data, rows, model=model, generation=None, throughput=None)
-    keep_complete(output, results["partial"])
+    keep_complete(output, benchmark, results["partial"])
     write_results(output, results, rows)
     submission = written(write_submission(output, benchmark, data, imported.predictions))
     return "\n  ".join([summary(results), *submission, _describe(answers, imported)])

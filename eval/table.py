@@ -76,7 +76,7 @@ def read_table(folders: Sequence[Path], names: Sequence[str] | None = None) -> T
             first = columns.setdefault(column, results)
             if first["benchmark"]["fingerprint"] != results["benchmark"]["fingerprint"]:
                 raise ValueError(f"{folder}: {column} was measured on other data than in the rows above")
-    header = ("model", *(f"{column}, {_primary(results)}" for column, results in columns.items()))
+    header = ("model", *(_heading(column, results) for column, results in columns.items()))
     cells = ((name, *(_cell(row.get(column)) for column in columns)) for name, row in zip(names, rows, strict=True))
     return Table(header, tuple(cells))
 
@@ -101,6 +101,14 @@ def _name_of(row: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     return str(models.pop()) if len(models) == 1 else folder.name
 
 
+def _heading(column: str, results: Mapping[str, Any]) -> str:
+    """The benchmark, its primary metric and the unit of the numbers below."""
+    primary = _primary(results)
+    metric = (results["metrics"] or results.get("partial_metrics") or {}).get(primary)
+    unit = Style(**metric["style"]).unit.strip() if metric else ""
+    return f"{column}, {primary}" + (f" ({unit})" if unit else "")
+
+
 def _primary(results: Mapping[str, Any]) -> str:
     metrics = results["metrics"] or results.get("partial_metrics") or {}
     return next((name for name, metric in metrics.items() if metric["primary"]), "not scored here")
@@ -115,6 +123,8 @@ def _cell(results: Mapping[str, Any] | None) -> str:
         return "-"
     metric = results["metrics"][_primary(results)]
     style = Style(**metric["style"])
+    if metric["value"] is None or metric["ci95"] is None:
+        return "-" if metric["value"] is None else style.number(metric["value"])
     low, high = (style.number(bound) for bound in metric["ci95"])
     return f"{style.number(metric['value'])} [{low}, {high}]"
 

@@ -7,6 +7,7 @@ OK-VQA), `llava/eval/m4c_evaluator.py` of LLaVA (TextVQA; also in facebookresear
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,6 +17,8 @@ from eval.metrics.rows import check_answers, check_mode
 Mode = Literal["official", "normalized", "m4c", "vizwiz"]
 MODES = ("official", "normalized", "m4c", "vizwiz")
 
+_TEXTS_KEPT = 2**16
+"""People give the same answers again and again: most of the 4,000,000 normalisations of VQAv2 are repetitions."""
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _DIGIT_COMMAS_DIGIT = re.compile(r"(?<=\d),+(?=\d)")
@@ -90,6 +93,7 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str], mode: Mode = "off
     return sum(min(1.0, other / 3) for other in others) / len(given)
 
 
+@functools.lru_cache(_TEXTS_KEPT)
 def normalize_vqa(text: str) -> str:
     """VQAv2's normalisation: punctuation, periods, letter case, number words, articles, contractions."""
     return _words(without_punctuation(_one_line(text)), _CONTRACTIONS)
@@ -100,6 +104,7 @@ def normalize_vizwiz(text: str) -> str:
     return _words(without_punctuation(_one_line(text)), _CONTRACTIONS_VIZWIZ)
 
 
+@functools.lru_cache(_TEXTS_KEPT)
 def normalize_m4c(text: str) -> str:
     """TextVQA's normalisation: commas and question marks go first, possessives become words of their own."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()

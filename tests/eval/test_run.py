@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,9 @@ from eval.environment import code_digest
 from eval.generator import Request, TransformersGenerator, usable_device
 from eval.image_features import ImageFeatures
 from eval.registry import Benchmark
-from eval.run import evaluate, main
+from eval.run import evaluate, evaluate_all, main
+from eval.samples import BenchmarkData
+from eval.workers import WorkerLostError
 from tests.eval.fake_generator import FakeGenerator
 
 REPOSITORY = Path(__file__).parents[2]
@@ -258,6 +261,26 @@ def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Pat
     assert results["partial"] is True
     assert results["metrics"] == {}
     assert "accuracy" in results["partial_metrics"]
+
+
+def test_trouble_with_one_benchmark_costs_no_other(
+    benchmark: Benchmark, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(_: Path | None) -> BenchmarkData:
+        raise ValueError("questions.json: malformed")
+
+    broken = dataclasses.replace(benchmark, name="broken", load=load)
+    with pytest.raises(ValueError, match=r"^questions.json: malformed$"):
+        evaluate_all([broken, benchmark], FakeGenerator(), tmp_path, data_root=data_root)
+    first, second, *_ = capsys.readouterr().out.split("\n")
+    assert first == "broken failed, going on with the others: questions.json: malformed"
+    assert second.startswith("easy_vqa test: accuracy ")
+    with pytest.raises(ValueError, match=r"^questions.json: malformed; questions.json: malformed$"):
+        evaluate_all([broken, broken], FakeGenerator(), tmp_path, data_root=data_root)
+    lost = dataclasses.replace(benchmark, load=lambda _: (_ for _ in ()).throw(WorkerLostError("lost")))
+    with pytest.raises(WorkerLostError):
+        evaluate_all([lost, benchmark], FakeGenerator(), tmp_path, data_root=data_root)
+    assert "going on" not in capsys.readouterr().out
 
 
 def test_full_run_after_a_partial_one_has(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:

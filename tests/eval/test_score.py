@@ -67,6 +67,18 @@ def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_r
     assert read.startswith("  read as rows of samples.jsonl")
 
 
+def test_the_result_of_another_benchmark_is_not_replaced(predictions: Path, data_root: Path, tmp_path: Path) -> None:
+    score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    path = tmp_path / "scored" / "results.json"
+    results = json.loads(path.read_text())
+    score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    path.write_text(json.dumps(results | {"benchmark": results["benchmark"] | {"name": "pope"}}))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="scored: holds the result of pope test, which would be lost: give another"):
+        score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
+    assert path.read_bytes() == before
+
+
 def test_incomplete_predictions_replace_no_complete_result(predictions: Path, data_root: Path, tmp_path: Path) -> None:
     score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
     before = (tmp_path / "scored" / "results.json").read_text()

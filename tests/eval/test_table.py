@@ -27,9 +27,20 @@ def test_cells_have_intervals_and_partial_runs_no_number(folders: list[Path]) ->
     table = read_table(folders, ["first", "second"])
     metric = json.loads((folders[0] / "easy_vqa" / "results.json").read_text())["metrics"]["accuracy"]
     value, low, high = (f"{100 * number:.2f}" for number in (metric["value"], *metric["ci95"]))
-    assert table.header == ("model", "easy_vqa test, accuracy")
+    assert table.header == ("model", "easy_vqa test, accuracy (%)")
     assert table.rows == (("first", f"{value} [{low}, {high}]"), ("second", "partial 10/60"))
     assert read_table([folders[0] / "easy_vqa"], ["first"]).rows == table.rows[:1]
+
+
+def test_a_number_without_interval_stands_alone(folders: list[Path]) -> None:
+    path = folders[0] / "easy_vqa" / "results.json"
+    results = json.loads(path.read_text())
+    metric = results["metrics"]["accuracy"]
+    metric |= {"value": 0.5, "ci95": None, "style": {"scale": 1.0, "digits": 3, "unit": ""}}
+    path.write_text(json.dumps(results))
+    table = read_table(folders[:1])
+    assert table.header[1] == "easy_vqa test, accuracy"
+    assert table.rows[0][1] == "0.500"
 
 
 def test_markdown_has_as_many_cells_in_every_line() -> None:
@@ -68,7 +79,7 @@ def test_command_writes_a_file(folders: list[Path], capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == f"table: {output}\n"
     assert output.read_text().startswith("\\begin{tabular}")
     main([str(folders[0])])
-    assert capsys.readouterr().out.startswith("| model | easy_vqa test, accuracy |\n")
+    assert capsys.readouterr().out.startswith("| model | easy_vqa test, accuracy (%) |\n")
 
 
 def test_rows_must_be_tellable_apart_and_comparable(folders: list[Path]) -> None:
