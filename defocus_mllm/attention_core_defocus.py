@@ -15,8 +15,11 @@ On a CPU each head gets `folded` or `windowed`, whichever is safe and cheaper, a
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -338,11 +341,18 @@ def _flex(
         return t + past >= s
 
     mask = create_block_mask(visible, None, None, queries, keys, device=query.device) if causal else None
-    run = _compiled_flex if query.device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
+    compiled = query.device.type == "cuda" and not torch.compiler.is_compiling()
+    run: Callable[..., Any] = _compiled_flex() if compiled else flex_attention
     output = run(query, key, value, score_mod=None if decay is None else decayed, block_mask=mask, scale=scaling)
     assert isinstance(output, torch.Tensor)
     return output
 
 
-_compiled_flex = torch.compile(flex_attention)
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    """Made on first use: the mere call of `torch.compile` imports Inductor, most of a second in every process."""
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled
+
+
 _BACKENDS = {"reference": _reference, "flex": _flex}
