@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -342,17 +341,16 @@ def _flex(
 
     mask = create_block_mask(visible, None, None, queries, keys, device=query.device) if causal else None
     compiled = query.device.type == "cuda" and not torch.compiler.is_compiling()
-    run: Callable[..., Any] = _compiled_flex() if compiled else flex_attention
+    run: Any = _compiled_flex() if compiled else flex_attention
     output = run(query, key, value, score_mod=None if decay is None else decayed, block_mask=mask, scale=scaling)
     assert isinstance(output, torch.Tensor)
     return output
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Any]:
+def _compiled_flex() -> Any:
     """Made on first use: the mere call of `torch.compile` imports Inductor, most of a second in every process."""
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
-    return compiled
+    return torch.compile(flex_attention)
 
 
 _BACKENDS = {"reference": _reference, "flex": _flex}
