@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -44,11 +45,15 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def _nobody_reads_output() -> bool:
     """Whether standard output is the pipe that broke; what is left to write then goes nowhere, without a complaint."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except OSError:  # no file of the operating system
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return is_broken
 
 
 def one_line(error: BaseException) -> str:
