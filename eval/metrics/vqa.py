@@ -18,7 +18,7 @@ Mode = Literal["official", "normalized", "m4c", "vizwiz"]
 MODES = ("official", "normalized", "m4c", "vizwiz")
 
 _TEXTS_KEPT = 2**16
-"""People give the same answers again and again: most of the 4,000,000 normalisations of VQAv2 are repetitions."""
+"""Normalised texts that are remembered: the ten people often answer alike, and both readings normalise the same."""
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _DIGIT_COMMAS_DIGIT = re.compile(r"(?<=\d),+(?=\d)")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -49,6 +52,22 @@ def test_debug_keeps_the_traceback(monkeypatch):
 def test_bugs_are_not_hidden(error):
     with pytest.raises(type(error)):
         run_script(fail_with(error))
+
+
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_cut_output_ends_a_command_without_a_word(lines):
+    script = (
+        "import sys\nfrom defocus_mllm.console import run_script\nprint('first', flush=True)\nsys.stdin.read()\n"
+        f"run_script(lambda: print('a line\\n' * {lines}))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes) as command:
+        assert command.stdout.readline() == b"first\n"
+        command.stdout.close()
+        command.stdin.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 141
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
