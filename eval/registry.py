@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,20 @@ class Benchmark:
                 f"{self.n_expected}){fingerprint}; restore it: {self.data_needed}"
             )
         return data
+
+    def check_askable(self, data: BenchmarkData) -> None:
+        """ValueError if a question has no text where the prompt needs it: such data are enough to score answers only,
+        and where the fingerprint covers no questions nothing else would tell."""
+        empty = [
+            sample
+            for sample in data.samples
+            if not sample.question.strip() and self.prompt(sample) != self.prompt(replace(sample, question="?"))
+        ]
+        if empty:
+            raise ValueError(
+                f"{data.root}: {len(empty)} of {len(data.samples)} questions of {self.name} have no text, the first is "
+                f"{empty[0].id}: enough to score answers, not to ask a model: {self.data_needed}"
+            )
 
     def number_expected(self, data: BenchmarkData) -> int:
         """Number of samples of the whole split, in the edition that these data are."""

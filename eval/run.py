@@ -124,6 +124,7 @@ def evaluate(
     """
     folder = output / benchmark.name
     data = benchmark.load_verified(data_root)
+    benchmark.check_askable(data)
     samples = data.samples[:limit]
     policy = BatchPolicy(batch_size, batch_tokens)
     keep_complete(folder, benchmark, partial=len(samples) < len(data.samples))

@@ -71,6 +71,7 @@ def write_task(benchmark: Benchmark, data: BenchmarkData, folder: Path) -> Path:
     """
     if not benchmark.metrics:
         raise ValueError(f"{benchmark.name}: {benchmark.not_scored_here}; python -m eval.run writes the file for it")
+    benchmark.check_askable(data)
     images = {image for sample in data.samples for image in sample.images}
     data.provide_images(sorted(images))
     check_images_exist({data.image_root / image for image in images})

@@ -263,6 +263,19 @@ def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Pat
     assert "accuracy" in results["partial_metrics"]
 
 
+def test_questions_without_text_are_not_asked(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
+    data = BENCHMARK.load(data_root)
+    stripped = dataclasses.replace(data.samples[7], question=" ")
+    data = dataclasses.replace(
+        data, samples=(*data.samples[:7], stripped, *data.samples[8:]), compared=("id", "target")
+    )
+    lacking = dataclasses.replace(benchmark, load=lambda _: data, fingerprint=data.fingerprint())
+    with pytest.raises(ValueError, match="1 of 60 questions of easy_vqa have no text, the first is test-00007: enough"):
+        evaluate(lacking, FakeGenerator(), tmp_path, limit=2)
+    one_prompt_for_all = dataclasses.replace(lacking, prompt=lambda _: "Describe it.")
+    assert "partial 2/60" in evaluate(one_prompt_for_all, FakeGenerator(), tmp_path, data_root, limit=2)
+
+
 def test_trouble_with_one_benchmark_costs_no_other(
     benchmark: Benchmark, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
