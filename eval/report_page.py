@@ -12,7 +12,7 @@ from eval.report_data import Report, Run
 from eval.report_figures import accuracy_figure, loss_figure
 from eval.report_gallery import gallery
 from eval.report_style import PAGE
-from eval.results import describe_data, format_estimate
+from eval.results import describe_data, describe_health, format_estimate
 
 _MOST_GROUPS_OPEN = 20
 
@@ -144,7 +144,6 @@ def _runs(runs: Iterable[Run]) -> str:
 
 def _measurement(results: Mapping[str, Any]) -> str:
     name, metric = _primary(results)
-    health = ", ".join(f"{key} {value:,}" for key, value in results["health"].items())
     environment = results["env"]
     rows = {
         "benchmark": results["benchmark"]["reference"],
@@ -152,7 +151,7 @@ def _measurement(results: Mapping[str, Any]) -> str:
         "prompt": results["protocol"]["prompt_id"],
         "generation": results["protocol"]["gen"],
         "interval": f"{metric['method']} of {name} over the clusters: {metric['cluster']}",
-        "health": health,
+        "health": describe_health(results["health"]),
         "throughput": results["throughput"],
         "model": results["model"].get("path") or results["model"].get("predictions"),
         "weights": str(results["model"].get("weights_sha") or "")[:12],

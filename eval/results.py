@@ -199,11 +199,13 @@ def _breakdown(benchmark: Benchmark, rows: Sequence[dict[str, Any]], name: str) 
     }
 
 
-def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _health(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """Counts of what may be wrong with answers; None: an imported file does not say how its answers ended."""
+    knows_ends = any(row["finish"] is not None for row in rows)
     return {
         "unparsed": sum(row["parsed"] is None for row in rows),
         "unparsed_lenient": sum(row["parsed_lenient"] is None for row in rows),
-        "truncated": sum(row["finish"] == "length" for row in rows),
+        "truncated": sum(row["finish"] == "length" for row in rows) if knows_ends else None,
         "empty": sum(not row["text"].strip() for row in rows),
     }
 
@@ -275,8 +277,12 @@ def summary(results: dict[str, Any]) -> str:
         lines = [f"{title}: {benchmark['n']:,} answers, {why}, see {benchmark['reference']}"]
     else:
         lines = _describe_metrics(results, title)
-    health = (f"{name} {count:,}" for name, count in results["health"].items())
-    return "\n  ".join([*lines, ", ".join(health), *describe_data(benchmark)])
+    return "\n  ".join([*lines, describe_health(results["health"]), *describe_data(benchmark)])
+
+
+def describe_health(health: Mapping[str, int | None]) -> str:
+    """The counts of the `health` block in one line."""
+    return ", ".join(f"{name} {'unknown' if count is None else f'{count:,}'}" for name, count in health.items())
 
 
 def _describe_metrics(results: dict[str, Any], title: str) -> list[str]:

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -263,15 +265,21 @@ def test_partial_run_has_no_headline_number(benchmark: Benchmark, data_root: Pat
     assert "accuracy" in results["partial_metrics"]
 
 
+def reading(benchmark: Benchmark, read: Callable[[Path], BenchmarkData]) -> Benchmark:
+    """The benchmark, whose official files are read by another function."""
+    (layout,) = benchmark.layouts
+    return dataclasses.replace(benchmark, layouts=(dataclasses.replace(layout, read=read),))
+
+
 def test_questions_without_text_are_not_asked(benchmark: Benchmark, data_root: Path, tmp_path: Path) -> None:
     data = BENCHMARK.load(data_root)
     stripped = dataclasses.replace(data.samples[7], question=" ")
     data = dataclasses.replace(
         data, samples=(*data.samples[:7], stripped, *data.samples[8:]), compared=("id", "target")
     )
-    lacking = dataclasses.replace(benchmark, load=lambda _: data, fingerprint=data.fingerprint())
+    lacking = dataclasses.replace(reading(benchmark, lambda _: data), fingerprint=data.fingerprint())
     with pytest.raises(ValueError, match="1 of 60 questions of easy_vqa have no text, the first is test-00007: enough"):
-        evaluate(lacking, FakeGenerator(), tmp_path, limit=2)
+        evaluate(lacking, FakeGenerator(), tmp_path, data_root, limit=2)
     one_prompt_for_all = dataclasses.replace(lacking, prompt=lambda _: "Describe it.")
     assert "partial 2/60" in evaluate(one_prompt_for_all, FakeGenerator(), tmp_path, data_root, limit=2)
 
@@ -279,10 +287,8 @@ def test_questions_without_text_are_not_asked(benchmark: Benchmark, data_root: P
 def test_trouble_with_one_benchmark_costs_no_other(
     benchmark: Benchmark, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load(_: Path | None) -> BenchmarkData:
-        raise ValueError("questions.json: malformed")
-
-    broken = dataclasses.replace(benchmark, name="broken", load=load)
+    malformed = reading(benchmark, Mock(side_effect=ValueError("questions.json: malformed")))
+    broken = dataclasses.replace(malformed, name="broken", shares_folder=benchmark.folder)
     with pytest.raises(ValueError, match=r"^questions.json: malformed$"):
         evaluate_all([broken, benchmark], FakeGenerator(), tmp_path, data_root=data_root)
     first, second, *_ = capsys.readouterr().out.split("\n")
@@ -290,7 +296,7 @@ def test_trouble_with_one_benchmark_costs_no_other(
     assert second.startswith("easy_vqa test: accuracy ")
     with pytest.raises(ValueError, match=r"^questions.json: malformed; questions.json: malformed$"):
         evaluate_all([broken, broken], FakeGenerator(), tmp_path, data_root=data_root)
-    lost = dataclasses.replace(benchmark, load=lambda _: (_ for _ in ()).throw(WorkerLostError("lost")))
+    lost = reading(benchmark, Mock(side_effect=WorkerLostError("lost")))
     with pytest.raises(WorkerLostError):
         evaluate_all([lost, benchmark], FakeGenerator(), tmp_path, data_root=data_root)
     assert "going on" not in capsys.readouterr().out

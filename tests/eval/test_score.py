@@ -67,6 +67,20 @@ def test_incomplete_predictions_get_no_headline_number(predictions: Path, data_r
     assert read.startswith("  read as rows of samples.jsonl")
 
 
+def test_answers_that_do_not_say_how_they_ended_are_not_counted_as_whole(
+    predictions: Path, data_root: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    for name, finish, truncated in (("told", "length", 1), ("silent", None, None)):
+        rows[0]["finish"] = finish
+        said = rows if finish else [{"id": row["id"], "text": row["text"]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+        printed = score_file("easy_vqa", tmp_path / f"{name}.jsonl", tmp_path / name, data_root)
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert results["health"]["truncated"] == truncated
+        assert f"truncated {'unknown' if truncated is None else truncated}," in printed
+
+
 def test_the_result_of_another_benchmark_is_not_replaced(predictions: Path, data_root: Path, tmp_path: Path) -> None:
     score_file("easy_vqa", predictions, tmp_path / "scored", data_root)
     path = tmp_path / "scored" / "results.json"
