@@ -28,6 +28,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         code = main() or 0
+        _leave_process_group()
         sys.stdout.flush()  # here, where a broken pipe is still an exception
         sys.exit(code)
     except KeyboardInterrupt:
@@ -40,6 +41,13 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _leave_process_group() -> None:
+    """Close the group of processes that `main` joined: left open, its threads can abort a process that has finished."""
+    distributed = sys.modules.get("torch.distributed")  # commands without torch do not import it for this
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _nobody_reads_output() -> bool:

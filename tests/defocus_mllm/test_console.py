@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from defocus_mllm.console import run_script
@@ -75,3 +76,13 @@ def test_the_exit_code_is_what_main_returns(returned, code):
     with pytest.raises(SystemExit) as stopped:
         run_script(lambda: returned)
     assert stopped.value.code == code
+
+
+def test_a_finished_command_leaves_its_group_of_processes(tmp_path):
+    def main() -> None:
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main)
+    assert stopped.value.code == 0
+    assert not torch.distributed.is_initialized()
