@@ -23,6 +23,7 @@ from tqdm import tqdm
 from defocus_mllm.console import run_script
 from defocus_mllm.files import write_text_atomically
 from eval.bootstrap import RESAMPLES, estimate
+from eval.environment import describe_environment
 from eval.measures import Statistic, mean
 from eval.metrics.yes_no import COGNITION, PERCEPTION, mme_points, pope_f1
 
@@ -133,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record["coverage"][name] = {"truth": simulation.truth, "covered": share}
         error = math.sqrt(share * (1 - share) / arguments.trials)
         print(f"{name}: {100 * share:.1f} % of {arguments.trials} intervals hold the truth (+- {100 * error:.1f})")
+    record["env"] = describe_environment()
     if arguments.output is not None:
         write_text_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
 
